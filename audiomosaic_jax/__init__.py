@@ -1,0 +1,1 @@
+"""AudioMosaic in JAX: contrastive masked audio representation learning."""
