@@ -1,0 +1,419 @@
+"""Checkpoints resume exactly, survive kills, and say what does not fit."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import flax.struct
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from audiomosaic_jax import sharding
+from audiomosaic_jax.checkpoint import (
+  Checkpointer,
+  PreemptionWatcher,
+  load_meta,
+  load_params,
+)
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@flax.struct.dataclass
+class State:
+  """The fields of the training state; any leaf, arrays and shapes alike."""
+
+  step: Any
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+
+def make_state(seed: int) -> State:
+  """Returns a state with every dtype and nesting that training uses."""
+  normal = np.random.default_rng(seed).normal
+  params = {
+    "encoder": {
+      "blocks": {"kernel": jnp.asarray(normal(size=(2, 16, 8)), jnp.float32)},
+      "bias": jnp.asarray(normal(size=8), jnp.bfloat16),
+    },
+    "projector": {"kernel": jnp.asarray(normal(size=(8, 3)), jnp.float32)},
+  }
+  tx = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.masked(
+      optax.adamw(1e-3), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
+    ),
+  )
+  batch_stats = {"mean": jnp.asarray(normal(size=3), jnp.float32)}
+  return State(jnp.int32(seed), params, batch_stats, tx.init(params))
+
+
+def place(state: State, mesh: Mesh) -> State:
+  """Splits every leaf that divides over the mesh; replicates the rest."""
+  devices = mesh.devices.size
+
+  def put(leaf: jax.Array) -> jax.Array:
+    splits = leaf.ndim > 0 and leaf.shape[0] % devices == 0
+    layout = sharding.batch_sharded if splits else sharding.replicated
+    return jax.device_put(leaf, layout(mesh))
+
+  return jax.tree.map(put, state)
+
+
+def abstract(tree):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
+
+
+def assert_bit_equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.dtype == y.dtype
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def make_batches(*, num_threads: int = 1, num_workers: int = 0):
+  """Returns batches 0, 1, ... of a shuffled, endless source."""
+  batches = (
+    grain.MapDataset.range(1000)
+    .seed(3)
+    .shuffle()
+    .repeat(None)
+    .batch(4, drop_remainder=True)
+    .to_iter_dataset(
+      grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2)
+    )
+  )
+  if num_workers:
+    batches = batches.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers=num_workers)
+    )
+  return iter(batches)
+
+
+def open_checkpoints(tmp_path, *, keep_last=3, keep_every=0):
+  return Checkpointer(
+    tmp_path / "checkpoints", keep_last=keep_last, keep_every=keep_every
+  )
+
+
+def test_state_and_meta_come_back_bit_equal(tmp_path):
+  state, meta = make_state(5), {"config": {"lr": 6e-4, "order": ["a", "b"]}}
+  with open_checkpoints(tmp_path) as saved:
+    assert saved.latest_step() is None
+    assert saved.save(5, state, None, meta)
+  with open_checkpoints(tmp_path) as saved:
+    assert saved.latest_step() == 5
+    restored, restored_meta = saved.restore(5, abstract(state), None)
+  assert_bit_equal(restored, state)
+  assert restored_meta == meta
+  assert load_meta(tmp_path) == meta
+
+
+@pytest.mark.parametrize("devices", [8, 4, 1])
+def test_a_state_saved_on_eight_devices_restores_on_fewer(tmp_path, devices):
+  state = place(make_state(1), sharding.make_mesh(jax.devices()))
+  with open_checkpoints(tmp_path) as saved:
+    saved.save(1, state, None, {})
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  target = place(make_state(2), mesh)
+  with open_checkpoints(tmp_path) as saved:
+    restored, _ = saved.restore(1, abstract(target), None)
+  assert_bit_equal(restored, state)
+  for got, wanted in zip(
+    jax.tree.leaves(restored), jax.tree.leaves(target), strict=True
+  ):
+    assert got.sharding.is_equivalent_to(wanted.sharding, got.ndim)
+
+
+def test_donating_the_state_after_save_does_not_change_what_is_saved(tmp_path):
+  state = make_state(1)
+  wanted = jax.tree.map(np.array, state.params)
+  double = jax.jit(
+    lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0
+  )
+  with open_checkpoints(tmp_path) as saved:
+    saved.save(1, state, None, {})
+    double(state)
+  with open_checkpoints(tmp_path) as saved:
+    restored, _ = saved.restore(1, abstract(make_state(2)), None)
+  assert_bit_equal(jax.tree.map(np.array, restored.params), wanted)
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_the_data_continues_with_the_batch_after_the_saved_step(
+  tmp_path, num_threads
+):
+  reference = make_batches()
+  wanted = [next(reference) for _ in range(8)]
+  batches = make_batches(num_threads=num_threads)
+  state = make_state(5)
+  for _ in range(5):
+    next(batches)
+  with open_checkpoints(tmp_path) as saved:
+    saved.save(5, state, batches, {})
+  for used in (0, 3):
+    batches = make_batches(num_threads=num_threads)
+    for _ in range(used):
+      next(batches)
+    with open_checkpoints(tmp_path) as saved:
+      saved.restore(5, abstract(state), batches)
+    for i in (5, 6, 7):
+      np.testing.assert_array_equal(next(batches), wanted[i])
+
+
+def test_a_batch_fetched_ahead_of_the_saved_step_is_not_skipped(tmp_path):
+  wanted = [batch for _, batch in zip(range(4), make_batches(), strict=False)]
+  batches = make_batches()
+  for _ in range(3):
+    next(batches)
+  with open_checkpoints(tmp_path) as saved:
+    saved.save(2, make_state(2), batches, {})
+    saved.restore(2, abstract(make_state(2)), batches)
+  np.testing.assert_array_equal(next(batches), wanted[2])
+
+
+def test_the_data_position_does_not_depend_on_the_number_of_hosts(tmp_path):
+  reference = make_batches()
+  wanted = [next(reference) for _ in range(4)]
+  with open_checkpoints(tmp_path) as saved:
+    saved.save(3, make_state(3), make_batches(), {})
+  (position,) = (tmp_path / "checkpoints/3/data").glob("process_*.json")
+  position.rename(position.with_name("process_0-of-2.json"))
+  batches = make_batches()
+  with open_checkpoints(tmp_path) as saved:
+    saved.restore(3, abstract(make_state(3)), batches)
+  np.testing.assert_array_equal(next(batches), wanted[3])
+
+
+WORKERS = """
+import sys
+from absl import flags
+from audiomosaic_jax.checkpoint import Checkpointer
+from tests.checkpoint_test import abstract, make_batches, make_state
+
+flags.FLAGS.mark_as_parsed()
+directory, state = sys.argv[1], make_state(5)
+wanted = [batch for _, batch in zip(range(8), make_batches())]
+with Checkpointer(directory, keep_last=1, keep_every=0) as saved:
+  batches = make_batches(num_workers=2)
+  for _ in range(5):
+    next(batches)
+  saved.save(5, state, batches, {})
+  saved.wait()
+  batches.close()
+  for workers in (2, 1, 0):
+    batches = make_batches(num_workers=workers)
+    saved.restore(5, abstract(state), batches)
+    print(workers, (next(batches) == wanted[5]).all())
+    batches.close()
+  batches = make_batches(num_workers=3)
+  try:
+    saved.restore(5, abstract(state), batches)
+  except ValueError as error:
+    print(error)
+  batches.close()
+"""
+
+
+def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess:
+  """Runs a script in a fresh interpreter on two simulated devices."""
+  return subprocess.run(
+    [sys.executable, "-c", script, *arguments],
+    cwd=ROOT,
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=120,
+  )
+
+
+def test_worker_processes_continue_or_say_why_they_cannot(tmp_path):
+  output = run_script(WORKERS, str(tmp_path / "checkpoints")).stdout
+  assert "2 True" in output, output
+  assert "1 True" in output
+  assert "0 True" in output
+  assert "another number of data workers" in output
+
+
+KILLED = """
+import os, signal, sys
+import jax, jax.numpy as jnp
+from audiomosaic_jax.checkpoint import Checkpointer
+from tests.checkpoint_test import make_batches
+
+saved = Checkpointer(sys.argv[1], keep_last=2, keep_every=0)
+batches = make_batches()
+make = lambda n: {"w": jax.random.bits(jax.random.key(n), (30_000_000,))}
+for step in (1, 2):
+  next(batches)
+  saved.save(step, make(step), batches, {"step": step})
+  if step == 1:
+    saved.wait()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_during_a_save_leaves_the_previous_step_restorable(tmp_path):
+  directory = tmp_path / "checkpoints"
+  result = run_script(KILLED, str(directory))
+  assert result.returncode == -signal.SIGKILL, result.stdout
+  assert any("tmp" in folder.name for folder in directory.iterdir())
+  wanted = {"w": jax.random.bits(jax.random.key(1), (30_000_000,))}
+  batches, reference = make_batches(), make_batches()
+  with open_checkpoints(tmp_path) as saved:
+    assert saved.all_steps() == [1]
+    state, meta = saved.restore(1, abstract(wanted), batches)
+    assert_bit_equal(state, wanted)
+    assert meta == {"step": 1}
+    next(reference)
+    np.testing.assert_array_equal(next(batches), next(reference))
+    assert saved.save(2, {"w": jnp.zeros(3)}, batches, {})
+    saved.wait()
+    assert saved.all_steps() == [1, 2]
+  assert sorted(folder.name for folder in directory.iterdir()) == ["1", "2"]
+
+
+def test_the_last_n_and_every_mth_step_are_kept(tmp_path):
+  with open_checkpoints(tmp_path, keep_last=2, keep_every=4) as saved:
+    for step in range(2, 15, 2):
+      saved.save(step, {"w": jnp.full(3, step)}, None, {})
+    saved.wait()
+    assert saved.all_steps() == [4, 8, 12, 14]
+  with open_checkpoints(tmp_path, keep_last=1, keep_every=0) as saved:
+    saved.save(15, {"w": jnp.zeros(3)}, None, {})
+    saved.wait()
+    assert saved.all_steps() == [15]
+
+
+def test_saving_a_step_twice_does_nothing(tmp_path):
+  with open_checkpoints(tmp_path) as saved:
+    assert saved.save(3, {"w": jnp.ones(3)}, None, {"first": True})
+    assert not saved.save(3, {"w": jnp.zeros(3)}, None, {"first": False})
+    saved.wait()
+    assert load_meta(tmp_path) == {"first": True}
+
+
+def test_folders_that_were_not_completed_are_ignored(tmp_path):
+  directory = tmp_path / "checkpoints"
+  with open_checkpoints(tmp_path) as saved:
+    saved.save(3, {"w": jnp.ones(3)}, None, {})
+  (directory / "7" / "state").mkdir(parents=True)
+  (directory / "9.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+  with open_checkpoints(tmp_path) as saved:
+    assert saved.latest_step() == 3
+    assert saved.save(7, {"w": jnp.zeros(3)}, None, {})
+    saved.wait()
+    assert saved.latest_step() == 7
+  left = sorted(folder.name for folder in directory.iterdir())
+  assert left == ["3", "7", "7.incomplete"]
+
+
+def test_restoring_names_what_does_not_fit(tmp_path):
+  with open_checkpoints(tmp_path) as saved:
+    saved.save(3, {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}, None, {})
+    saved.wait()
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4.*3"):
+      saved.restore(4, {"a": jnp.ones((2, 3))}, None)
+    with pytest.raises(ValueError, match=r"a has shape \(2, 3\).*\(2, 5\)"):
+      saved.restore(3, {"a": jnp.ones((2, 5)), "b": jnp.ones(4)}, None)
+    with pytest.raises(ValueError, match=r"has no c .*shape \(1,\)"):
+      saved.restore(3, {"c": jnp.ones(1)}, None)
+    with pytest.raises(ValueError, match=r"1 leaves that the model lacks.* b "):
+      saved.restore(3, {"a": jnp.ones((2, 3))}, None)
+    with pytest.raises(ValueError, match="keep_last=0"):
+      open_checkpoints(tmp_path, keep_last=0)
+    with pytest.raises(ValueError, match="has no sharding"):
+      saved.restore(3, jax.eval_shape(lambda: {"a": jnp.ones((2, 3))}), None)
+
+
+@pytest.fixture
+def run_with_state(tmp_path):
+  state = place(make_state(1), sharding.make_mesh(jax.devices()))
+  with open_checkpoints(tmp_path) as saved:
+    saved.save(2, make_state(2), None, {})
+    saved.save(10, state, None, {})
+  return tmp_path, state
+
+
+@pytest.mark.parametrize("where", ["", "checkpoints", "checkpoints/10"])
+def test_the_encoder_alone_can_be_read(run_with_state, where):
+  workdir, state = run_with_state
+  wanted = {
+    "params": {"encoder": state.params["encoder"]},
+    "batch_stats": state.batch_stats,
+  }
+  target = jax.eval_shape(lambda: wanted)
+  assert_bit_equal(load_params(workdir / where, target), wanted)
+
+
+def test_parameters_can_be_read_in_another_precision(run_with_state):
+  workdir, state = run_with_state
+  target = {"params": {"projector": {"kernel": jnp.ones((8, 3), jnp.bfloat16)}}}
+  kernel = load_params(workdir, target)["params"]["projector"]["kernel"]
+  np.testing.assert_array_equal(
+    kernel, state.params["projector"]["kernel"].astype(jnp.bfloat16)
+  )
+
+
+def test_reading_parameters_names_what_is_missing(run_with_state, tmp_path):
+  workdir, _ = run_with_state
+  with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    load_params(tmp_path / "nowhere", {})
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+    load_params(tmp_path / "empty", {})
+  target = {"params": {"projector": {"kernel": jnp.ones((8, 4))}}}
+  with pytest.raises(
+    ValueError, match=r"params/projector/kernel has shape \(8, 3\).*\(8, 4\)"
+  ):
+    load_params(workdir, target)
+  with pytest.raises(ValueError, match="has no params/decoder"):
+    load_params(workdir, {"params": {"decoder": jnp.ones(3)}})
+
+
+def test_sigterm_is_noticed_and_the_old_handler_comes_back():
+  before = signal.getsignal(signal.SIGTERM)
+  with PreemptionWatcher() as preemption:
+    assert not preemption.reached(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert preemption.reached(2)
+  assert signal.getsignal(signal.SIGTERM) is before
+  with PreemptionWatcher() as preemption:
+    assert not preemption.reached(3)
+
+
+PREEMPTED = """
+import os, signal, socket, time
+import jax
+from audiomosaic_jax.checkpoint import PreemptionWatcher
+
+with socket.socket() as free:
+  free.bind(("localhost", 0))
+  port = free.getsockname()[1]
+jax.distributed.initialize(f"localhost:{port}", num_processes=1, process_id=0)
+with PreemptionWatcher() as preemption:
+  for step in range(1, 500):
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    if preemption.reached(step):
+      print("stopped after the signal:", step > 3)
+      break
+    time.sleep(0.02)
+jax.distributed.shutdown()
+"""
+
+
+def test_sigterm_is_noticed_under_jax_distributed():
+  assert "stopped after the signal: True" in run_script(PREEMPTED).stdout
