@@ -1,0 +1,391 @@
+"""The spectrogram encoder: a Vision Transformer over the patches that stay.
+
+  kept  = patches(fbank)[keep_ids]                 removed, not blanked
+  x     = LayerNorm(kept W + b) + pos[keep_ids]
+  x     = norm_pre([cls + pos_cls; x])
+  x     = x + Attention(norm1(x));  x = x + MLP(norm2(x))     depth times
+  tokens = norm(x)
+
+Patches are gathered before they are embedded, so masking saves work from the
+first matrix product on. The blocks run in one `lax.scan`: their parameters are
+stacked on axis 0 and the program compiles once, whatever the depth.
+
+Numbers: parameters, normalisations and softmax are float32; matrix products
+and the residual stream are `dtype`.
+
+Reference: Dosovitskiy et al. 2021 in timm's form with a pre-norm, as the
+PyTorch release of AudioMosaic uses it; equal to 2e-5 block by block.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+# timm truncates its normal at +-2, which is 100 standard deviations.
+DENSE_INIT = nn.initializers.normal(0.02)
+NORM_EPS = 1e-6
+
+
+def sincos_table(
+  height: int, width: int, channels: int
+) -> Float[np.ndarray, "L D"]:
+  """Returns the 2-D sine-cosine position table of a row-major grid.
+
+    angle_k(p) = p * 10000^(-k / (D/4)),   k = 0 .. D/4 - 1
+    row(h, w)  = [sin angle(w), cos angle(w), sin angle(h), cos angle(h)]
+
+  Args:
+    height: rows of the grid.
+    width: columns of the grid, the axis that varies fastest.
+    channels: D, a multiple of four.
+
+  Returns:
+    One row per grid cell, float32.
+
+  Raises:
+    ValueError: if channels is not a multiple of four.
+
+  Reference: MAE (He et al. 2022); equal to the published table bit for bit.
+  """
+  if channels % 4:
+    raise ValueError(
+      f"sin-cos positions need a width divisible by 4, got {channels}; "
+      f"use {channels // 4 * 4} or {channels // 4 * 4 + 4}"
+    )
+  # Parity: angles in float32 from the start; doubles differ by up to 1e-6.
+  k = np.arange(channels // 4, dtype=np.float32)
+  freqs = 1 / 10000 ** (k / np.float32(channels / 4))
+  h, w = np.indices((height, width), dtype=np.float32)
+  angles = [np.outer(axis.ravel(), freqs) for axis in (w, h)]
+  return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], 1)
+
+
+def patchify(
+  fbank: Float[Array, "B T F"], patch_size: int
+) -> Float[Array, "B L P"]:
+  """Cuts spectrograms into square patches, row-major in (time, freq).
+
+  Args:
+    fbank: spectrograms, time first.
+    patch_size: side of a patch, in frames and in bands.
+
+  Returns:
+    Flat patches, time the slower axis inside a patch: the order in which a
+    convolution kernel [time, freq] flattens.
+  """
+  batch, frames, bands = fbank.shape
+  t, f = frames // patch_size, bands // patch_size
+  x = fbank.reshape(batch, t, patch_size, f, patch_size)
+  return x.transpose(0, 1, 3, 2, 4).reshape(batch, t * f, patch_size**2)
+
+
+class PatchEmbed(nn.Module):
+  """Linear map of each patch (a convolution with stride = size), then a norm.
+
+  Reference: timm PatchEmbed with its norm layer.
+  """
+
+  width: int
+  norm: str
+  dtype: str
+
+  @nn.compact
+  def __call__(self, patches: Float[Array, "B K P"]) -> Float[Array, "B K D"]:
+    x = _dense(self.width, True, self.dtype, "proj")(patches)
+    return NORMS[self.norm](dtype=self.dtype, name="norm")(x)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention; the fused qkv is laid out [q|k|v][head][dim].
+
+  Reference: timm Attention, with its optional norms of q and k per head.
+  """
+
+  num_heads: int
+  norm: str
+  qk_norm: bool
+  qkv_bias: bool
+  proj_bias: bool
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    batch, length, width = x.shape
+    qkv = _dense(3 * width, self.qkv_bias, self.dtype, "qkv")(x)
+    qkv = qkv.reshape(batch, length, 3, self.num_heads, -1)
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    if self.qk_norm:
+      q = NORMS[self.norm](dtype=self.dtype, name="q_norm")(q)
+      k = NORMS[self.norm](dtype=self.dtype, name="k_norm")(k)
+    x = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+    return _dense(width, self.proj_bias, self.dtype, "proj")(x)
+
+
+class Mlp(nn.Module):
+  """Two dense layers with an activation between, applied to every token."""
+
+  hidden: int
+  activation: str
+  bias: bool
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    h = _dense(self.hidden, self.bias, self.dtype, "fc1")(x)
+    h = ACTIVATIONS[self.activation](h)
+    return _dense(x.shape[-1], self.bias, self.dtype, "fc2")(h)
+
+
+class Block(nn.Module):
+  """One pre-norm transformer block, shaped as the body of a scan.
+
+  Stochastic depth drops a whole branch of an example with the block's rate
+  and divides the branch by the chance of staying.
+  """
+
+  num_heads: int
+  mlp_ratio: float
+  norm: str
+  activation: str
+  qk_norm: bool
+  qkv_bias: bool
+  proj_bias: bool
+  dtype: str
+  stochastic: bool
+  return_layers: bool
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B N D"], drop_rate: Float[Array, ""]
+  ) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"] | None]:
+    norm = functools.partial(NORMS[self.norm], dtype=self.dtype)
+    attn = Attention(
+      self.num_heads,
+      self.norm,
+      self.qk_norm,
+      self.qkv_bias,
+      self.proj_bias,
+      self.dtype,
+      name="attn",
+    )
+    hidden = int(x.shape[-1] * self.mlp_ratio)
+    mlp = Mlp(hidden, self.activation, self.proj_bias, self.dtype, name="mlp")
+    x = x + self._drop_path(attn(norm(name="norm1")(x)), drop_rate)
+    x = x + self._drop_path(mlp(norm(name="norm2")(x)), drop_rate)
+    return x, (x if self.return_layers else None)
+
+  def _drop_path(
+    self, x: Float[Array, "B N D"], rate: Float[Array, ""]
+  ) -> Float[Array, "B N D"]:
+    if not self.stochastic:
+      return x
+    shape = (x.shape[0], 1, 1)
+    stays = jax.random.bernoulli(self.make_rng("drop_path"), 1 - rate, shape)
+    return x * (stays / (1 - rate)).astype(x.dtype)
+
+
+class ViT(nn.Module):
+  """Encodes spectrograms to tokens, with only the kept patches if told.
+
+  Attributes:
+    grid: (time, freq) patches.
+    patch_size: side of a patch, in frames and in bands.
+    width: D, channels of a token.
+    depth: number of blocks.
+    num_heads: attention heads; divides width.
+    mlp_ratio: hidden width of the MLP over D.
+    drop_path: stochastic depth of the last block; linear from 0 at the first.
+    norm: a name in NORMS.
+    activation: a name in ACTIVATIONS.
+    qk_norm: normalise queries and keys per head.
+    qkv_bias: bias in the qkv projection.
+    proj_bias: bias in the attention output and in the MLP.
+    pos_embed: "learnable", or "fixed" at the sin-cos table.
+    pos_layout: grid of that table, "paper" (time, freq) or "released".
+    class_token: prepend a learned token with a position of its own.
+    final_norm: normalise the output tokens.
+    remat: what the backward pass recomputes, a name in REMAT.
+    scan_unroll: blocks per step of the scan.
+    dtype: of matrix products and the residual stream.
+  """
+
+  grid: tuple[int, int]
+  patch_size: int
+  width: int
+  depth: int
+  num_heads: int
+  mlp_ratio: float
+  drop_path: float
+  norm: str
+  activation: str
+  qk_norm: bool
+  qkv_bias: bool
+  proj_bias: bool
+  pos_embed: str
+  pos_layout: str
+  class_token: bool
+  final_norm: bool
+  remat: str
+  scan_unroll: int
+  dtype: str
+
+  @nn.compact
+  def __call__(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+    return_layers: bool = False,
+  ) -> (
+    Float[Array, "B N D"]
+    | tuple[Float[Array, "B N D"], Float[Array, "depth B N D"]]
+  ):
+    """Encodes a batch.
+
+    Args:
+      fbank: standardised log-mel spectrograms.
+      keep_ids: ids of the tokens to encode, or None for all.
+      train: stochastic depth on; needs the rng collection "drop_path".
+      return_layers: also return the output of every block.
+
+    Returns:
+      Tokens, the class token first if there is one; with return_layers also
+      the block outputs, before the final norm.
+
+    Raises:
+      ValueError: if the spectrogram does not fit the grid.
+    """
+    self._check(fbank)
+    patches = patchify(fbank, self.patch_size)
+    pos, cls_pos = self._positions()
+    if keep_ids is not None:
+      patches = jnp.take_along_axis(patches, keep_ids[:, :, None], axis=1)
+      pos = pos[keep_ids]
+
+    embed = PatchEmbed(self.width, self.norm, self.dtype, name="patch_embed")
+    x = embed(patches) + pos.astype(self.dtype)
+    if self.class_token:
+      cls = self.param(
+        "cls_token", nn.initializers.normal(1e-6), (1, 1, self.width)
+      )
+      cls = jnp.broadcast_to(cls + cls_pos, (x.shape[0], 1, self.width))
+      x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
+    x = NORMS[self.norm](dtype=self.dtype, name="norm_pre")(x)
+
+    x, layers = self._blocks(train, return_layers)(x, self._drop_rates())
+    if self.final_norm:
+      x = NORMS[self.norm](dtype=self.dtype, name="norm")(x)
+    return (x, layers) if return_layers else x
+
+  def _positions(self) -> tuple[Float[Array, "L D"], Float[Array, "_ D"]]:
+    """Returns the position embeddings of the patches and of the class token."""
+    # Parity: the published code builds its table for a (freq, time) grid
+    # while tokens are laid out (time, freq).
+    grid = self.grid[::-1] if self.pos_layout == "released" else self.grid
+    extra = int(self.class_token)
+
+    def table(_key):
+      rows = np.pad(sincos_table(*grid, self.width), ((extra, 0), (0, 0)))
+      return jnp.asarray(rows[None])
+
+    pos = jnp.asarray(self.param("pos_embed", table))[0]
+    if self.pos_embed == "fixed":
+      pos = jax.lax.stop_gradient(pos)
+    return pos[extra:], pos[:extra]
+
+  def _drop_rates(self) -> Float[Array, "depth"]:
+    return jnp.linspace(0.0, self.drop_path, self.depth, dtype=jnp.float32)
+
+  def _blocks(self, train: bool, return_layers: bool) -> Callable:
+    """Returns all blocks as one scan over their stacked parameters."""
+    stack = nn.scan(
+      REMAT[self.remat](Block),
+      variable_axes={"params": 0},
+      split_rngs={"params": True, "drop_path": True},
+      in_axes=0,
+      length=self.depth,
+      unroll=self.scan_unroll,
+    )
+    return stack(
+      num_heads=self.num_heads,
+      mlp_ratio=self.mlp_ratio,
+      norm=self.norm,
+      activation=self.activation,
+      qk_norm=self.qk_norm,
+      qkv_bias=self.qkv_bias,
+      proj_bias=self.proj_bias,
+      dtype=self.dtype,
+      stochastic=train and self.drop_path > 0,
+      return_layers=return_layers,
+      name="blocks",
+    )
+
+  def _check(self, fbank: Float[Array, "B T F"]) -> None:
+    fits = tuple(n * self.patch_size for n in self.grid)
+    if fbank.shape[1:] != fits:
+      raise ValueError(
+        f"spectrogram of {fbank.shape[1:]} (frames, bands) does not fit "
+        f"grid {self.grid} of {self.patch_size}-patches, which needs {fits}; "
+        "set num_frames and num_mel_bins, or the grid, to match"
+      )
+    if self.width % self.num_heads:
+      raise ValueError(
+        f"width {self.width} is not divisible by num_heads {self.num_heads}; "
+        f"use a width of {self.num_heads * (self.width // self.num_heads)}"
+      )
+    for name, known in (
+      ("norm", NORMS),
+      ("activation", ACTIVATIONS),
+      ("remat", REMAT),
+      ("pos_embed", ("learnable", "fixed")),
+      ("pos_layout", ("paper", "released")),
+    ):
+      if (value := getattr(self, name)) not in known:
+        raise ValueError(
+          f"{name} {value!r} is unknown; use one of {tuple(known)}"
+        )
+
+
+def _dense(features: int, use_bias: bool, dtype: str, name: str) -> nn.Dense:
+  return nn.Dense(
+    features, use_bias, dtype=dtype, kernel_init=DENSE_INIT, name=name
+  )
+
+
+NORMS = {
+  # The one-pass variance cancels in float32 when the mean is large.
+  "layernorm": functools.partial(
+    nn.LayerNorm, epsilon=NORM_EPS, use_fast_variance=False
+  ),
+  "rmsnorm": functools.partial(nn.RMSNorm, epsilon=NORM_EPS),
+}
+
+ACTIVATIONS = {
+  "gelu": functools.partial(nn.gelu, approximate=False),
+  "silu": nn.silu,
+}
+
+# A scan already keeps XLA from merging the recomputation away.
+REMAT = {
+  "none": lambda block: block,
+  "full": functools.partial(nn.remat, prevent_cse=False),
+  "dots": functools.partial(
+    nn.remat,
+    prevent_cse=False,
+    policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  ),
+}
+
+VARIANTS = {
+  "micro": dict(width=128, depth=4, num_heads=4),
+  "tiny": dict(width=192, depth=12, num_heads=3),
+  "small": dict(width=384, depth=12, num_heads=6),
+  "base": dict(width=768, depth=12, num_heads=12),
+  "large": dict(width=1024, depth=24, num_heads=16),
+}
