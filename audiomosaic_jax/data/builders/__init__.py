@@ -1,0 +1,1 @@
+"""TFDS builders that pack audio into array_record files, without TensorFlow."""

@@ -1,0 +1,302 @@
+"""From a source to batches of 16-bit waveforms, the same on any machine.
+
+Training order and crops are functions of the seed and the step alone: the
+stream of clips is shuffled, repeated and cropped *before* the processes share
+it out, so the global batch does not depend on how many processes, threads or
+workers there are. Everything is lazy, so a process decodes its share only.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from audiomosaic_jax.data import audio_io
+from audiomosaic_jax.data.sources import Source
+
+# Clips decoded ahead while evaluating; has no effect on the results.
+EVAL_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop(grain.transforms.RandomMap):
+  """Cuts or fills a clip to `clip_samples` and rounds it to 16 bits.
+
+  Attributes:
+    clip_samples: length of the result.
+    crop: "random" takes any part of a long clip and, if `pad` is "repeat",
+      starts a short one anywhere; "start" takes the beginning.
+    pad: what fills a short clip: "pad" zeros, "repeat" itself.
+  """
+
+  clip_samples: int
+  crop: str
+  pad: str
+
+  def __post_init__(self):
+    if self.crop not in ("random", "start"):
+      raise ValueError(f"crop={self.crop!r}; choose 'random' or 'start'")
+    if self.pad not in ("pad", "repeat"):
+      raise ValueError(f"pad={self.pad!r}; choose 'pad' or 'repeat'")
+
+  def random_map(self, element: dict, rng: np.random.Generator) -> dict:
+    waveform = element["waveform"]
+    length = len(waveform)
+    if length >= self.clip_samples:
+      num_offsets = length - self.clip_samples + 1
+    else:
+      num_offsets = length if self.pad == "repeat" else 1
+    offset = int(rng.integers(num_offsets)) if self.crop == "random" else 0
+    clip = audio_io.fit_length(
+      waveform, self.clip_samples, mode=self.pad, offset=offset
+    )
+    return {**element, "waveform": audio_io.float_to_pcm16(clip)}
+
+
+def train_iterator(
+  source: Source,
+  *,
+  seed: int,
+  batch_size: int,
+  clip_samples: int,
+  crop: str,
+  pad: str,
+  process_index: int,
+  process_count: int,
+  num_threads: int,
+  prefetch_size: int,
+  num_workers: int,
+) -> "TrainIterator":
+  """An endless, checkpointable stream of one process's training batches.
+
+  Every epoch visits each clip once, in another order; a batch may span two
+  epochs, so a source may be smaller than a batch. Batch k over all processes
+  together is the same for any `process_count` (interleaved: example j of
+  process p is example j * process_count + p of the global batch).
+
+  Args:
+    source: clips.
+    seed: of the order and the crops.
+    batch_size: clips per batch of this process.
+    clip_samples: samples per clip.
+    crop: "random" or "start", see `Crop`.
+    pad: "pad" or "repeat", see `Crop`.
+    process_index: which process this is.
+    process_count: how many there are.
+    num_threads: threads that decode, one batch each.
+    prefetch_size: batches made ahead.
+    num_workers: worker processes; 0 is threads only, which is enough unless
+      profiling says otherwise. Parse absl flags before using workers.
+
+  Returns:
+    Iterator of {"waveform": int16 [B, clip_samples], "label": [B] or [B, C],
+    "id": int32 [B]}. Its state fits any number of processes and workers.
+    Close it when done.
+
+  Raises:
+    ValueError: sizes or counts that cannot work.
+  """
+  if len(source) == 0:
+    raise ValueError(f"{source!r} is empty; there is nothing to train on")
+  if batch_size < 1:
+    raise ValueError(
+      f"batch_size {batch_size} per process is not positive; use at least as "
+      f"many clips per global batch as there are processes ({process_count})"
+    )
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+      f"process_index {process_index} is not in 0 to {process_count - 1}"
+    )
+  stream = (
+    grain.MapDataset.source(source)
+    .seed(seed)
+    .shuffle()
+    .repeat()
+    .random_map(Crop(clip_samples=clip_samples, crop=crop, pad=pad))
+  )
+  batches = stream[process_index::process_count].batch(
+    batch_size, drop_remainder=True
+  )
+  return TrainIterator(
+    batches,
+    num_threads=num_threads,
+    prefetch_size=prefetch_size,
+    num_workers=num_workers,
+  )
+
+
+class TrainIterator(grain.DatasetIterator):
+  """Reads batches in order; its whole state is the index of the next one.
+
+  Grain's own iterator over worker processes has a state per worker, which
+  does not fit another number of workers. Batches are random access, so this
+  one starts new workers at any batch instead.
+  """
+
+  def __init__(
+    self,
+    batches: grain.MapDataset,
+    *,
+    num_threads: int,
+    prefetch_size: int,
+    num_workers: int,
+  ):
+    super().__init__()
+    self._batches = batches
+    self._read_options = grain.ReadOptions(
+      num_threads=num_threads,
+      prefetch_buffer_size=max(prefetch_size, num_threads),
+    )
+    self._num_workers = num_workers
+    self._step = 0
+    self._reader = None
+
+  def start_prefetch(self) -> None:
+    """Starts reading, if that has not happened yet."""
+    if self._reader is None:
+      rest = self._batches[self._step :].to_iter_dataset(self._read_options)
+      if self._num_workers:
+        rest = rest.mp_prefetch(
+          grain.MultiprocessingOptions(num_workers=self._num_workers)
+        )
+      self._reader = iter(rest)
+      self._reader.start_prefetch()
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    self._assert_not_closed()
+    self.start_prefetch()
+    batch = next(self._reader)
+    self._step += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """Returns the index of the next batch."""
+    return {"next_index": self._step}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes to the batch of a state that `get_state` returned."""
+    self._stop_reader()
+    self._step = int(state["next_index"])
+
+  # What grain.experimental.get_next_index and set_next_index call.
+  def _get_next_index(self) -> int:
+    return self._step
+
+  def _set_next_index(self, index: int) -> None:
+    self.set_state({"next_index": index})
+
+  def close(self) -> None:
+    """Stops threads and workers; there is no next batch afterwards."""
+    super().close()
+    self._stop_reader()
+
+  def _stop_reader(self) -> None:
+    if self._reader is not None:
+      self._reader.close()
+      self._reader = None
+
+
+def set_step(iterator: TrainIterator, step: int) -> None:
+  """Repositions a training iterator so that its next batch is `step`.
+
+  Args:
+    iterator: what `train_iterator` returned.
+    step: index of the next batch.
+  """
+  iterator.set_state({"next_index": step})
+
+
+def window_starts(
+  length: int, *, clip_samples: int, hop_samples: int, max_windows: int | None
+) -> np.ndarray:
+  """Where to cut windows so that every sample of a clip is in one.
+
+  Args:
+    length: samples of the clip.
+    clip_samples: samples of a window.
+    hop_samples: distance of two windows; the last one ends with the clip.
+    max_windows: at most so many, spread evenly; None is all.
+
+  Returns:
+    int64 [W], [0] for a clip of one window or less.
+  """
+  last = max(length - clip_samples, 0)
+  starts = np.append(np.arange(0, last, hop_samples), last)
+  if max_windows is not None and len(starts) > max_windows:
+    chosen = np.linspace(0, len(starts) - 1, max_windows)
+    starts = starts[np.rint(chosen).astype(np.int64)]
+  return starts
+
+
+def eval_batches(
+  source: Source,
+  *,
+  batch_size: int,
+  clip_samples: int,
+  hop_samples: int,
+  max_windows: int | None,
+  pad: str,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Every clip exactly once, in order, cut into windows, in fixed shapes.
+
+  A clip that a `TolerantSource` replaced is left out: counting its
+  replacement twice would change the result. In several processes, give each
+  a `SubsetSource` of its own.
+
+  Args:
+    source: clips.
+    batch_size: windows per batch.
+    clip_samples: samples per window.
+    hop_samples: distance of two windows of a clip.
+    max_windows: windows per clip at most, spread evenly; None is no limit.
+    pad: what fills a clip shorter than a window: "pad" zeros, "repeat".
+
+  Yields:
+    {"waveform": int16 [B, clip_samples], "clip": int32 [B] index into the
+    source, "label": [B] or [B, C], "valid": bool [B]}. The last batch is
+    filled up with zeros, clip 0 and valid False. Average what the model says
+    of the windows of a clip over "clip" where "valid".
+  """
+  clips = grain.MapDataset.source(source).to_iter_dataset(
+    grain.ReadOptions(
+      num_threads=EVAL_THREADS, prefetch_buffer_size=EVAL_THREADS
+    )
+  )
+  rows = []
+  for index, element in enumerate(clips):
+    if int(element["id"]) != index:
+      continue
+    waveform = audio_io.float_to_pcm16(element["waveform"])
+    for start in window_starts(
+      len(waveform),
+      clip_samples=clip_samples,
+      hop_samples=hop_samples,
+      max_windows=max_windows,
+    ):
+      window = audio_io.fit_length(
+        waveform, clip_samples, mode=pad, offset=int(start)
+      )
+      rows.append((window, index, element["label"]))
+      if len(rows) == batch_size:
+        yield _eval_batch(rows, batch_size)
+        rows = []
+  if rows:
+    yield _eval_batch(rows, batch_size)
+
+
+def _eval_batch(rows: list, batch_size: int) -> dict[str, np.ndarray]:
+  """Stacks windows and fills the batch up."""
+  waveforms, clips, labels = zip(*rows, strict=True)
+  missing = batch_size - len(rows)
+
+  def stack(values, dtype):
+    values = np.stack(values).astype(dtype)
+    return np.pad(values, [(0, missing), *[(0, 0)] * (values.ndim - 1)])
+
+  return {
+    "waveform": stack(waveforms, np.int16),
+    "clip": stack(clips, np.int32),
+    "label": stack(labels, np.asarray(labels[0]).dtype),
+    "valid": np.arange(batch_size) < len(rows),
+  }

@@ -1,0 +1,391 @@
+"""Random-access collections of labelled clips: folders, CSV, JSON and TFDS.
+
+Every source answers `len(source)` and `source[i]`, which decodes clip i:
+
+  {"waveform": float32 [n], "label": int32 () or float32 [C], "id": int32 ()}
+
+A label is the index of the class (-1: unlabelled) or a multi-hot row over C
+classes; the id indexes `source.ids`, the names of the clips.
+"""
+
+import abc
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from audiomosaic_jax.data import audio_io, tables
+
+AUDIO_SUFFIXES = (
+  *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+  *(".aif", ".aiff", ".au", ".caf", ".w64"),
+)
+UNLABELLED = tables.UNLABELLED
+
+Path = str | os.PathLike
+
+
+class Source(abc.ABC):
+  """Clips by index.
+
+  Attributes:
+    ids: name of each clip.
+    class_names: name of each class; empty if unlabelled.
+    multi_hot: whether a clip can have several labels.
+  """
+
+  ids: Sequence[str]
+  class_names: tuple[str, ...]
+  multi_hot: bool
+
+  @property
+  @abc.abstractmethod
+  def labels(self) -> np.ndarray:
+    """int32 [n], or float32 [n, C] if a clip can have several; no decoding."""
+
+  @abc.abstractmethod
+  def __getitem__(self, index: int) -> dict:
+    """Decodes clip `index`; raises audio_io.BadClipError."""
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def __repr__(self) -> str:
+    return (
+      f"{type(self).__name__}({len(self)} clips, "
+      f"{len(self.class_names)} classes)"
+    )
+
+
+def encode_label(label: int | Sequence[int], num_classes: int):
+  """Returns an int32 scalar, or the multi-hot row of several labels."""
+  if isinstance(label, int | np.integer):
+    return np.int32(label)
+  row = np.zeros(num_classes, np.float32)
+  row[list(label)] = 1.0
+  return row
+
+
+class FileSource(Source):
+  """Clips that are audio files or parts of them."""
+
+  def __init__(
+    self,
+    paths: Sequence[str],
+    *,
+    root: Path,
+    spans: Sequence[tuple[float, float]] | None,
+    labels: Sequence[int | tuple[int, ...]],
+    class_names: Sequence[str],
+    sample_rate_hz: int,
+  ):
+    """Holds one row per clip.
+
+    Args:
+      paths: file of each clip, relative to `root`, or absolute.
+      root: folder of the relative paths.
+      spans: (start_s, end_s) of each clip in its file; None is whole files.
+      labels: a class index each, or a tuple of them each.
+      class_names: name of each class.
+      sample_rate_hz: rate the clips are resampled to.
+    """
+    self.root = os.fspath(root)
+    self.paths = list(paths)
+    self.spans = None if spans is None else np.asarray(spans, np.float64)
+    self.class_names = tuple(class_names)
+    self.sample_rate_hz = sample_rate_hz
+    self.multi_hot = not isinstance(labels[0], int)
+    self._labels = labels
+    self.ids = self.paths
+    if self.spans is not None:
+      self.ids = [
+        f"{path}#{start:.3f}-{end:.3f}"
+        for path, (start, end) in zip(paths, self.spans, strict=True)
+      ]
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    return _encode_labels(self._labels, len(self.class_names))
+
+  def __getitem__(self, index: int) -> dict:
+    start_s, end_s = (None, None) if self.spans is None else self.spans[index]
+    waveform = audio_io.load_audio(
+      os.path.join(self.root, self.paths[index]),
+      sample_rate_hz=self.sample_rate_hz,
+      start_s=start_s,
+      end_s=end_s,
+      name=self.ids[index],
+    )
+    label = encode_label(self._labels[index], len(self.class_names))
+    return {"waveform": waveform, "label": label, "id": np.int32(index)}
+
+
+class FolderSource(FileSource):
+  """Every audio file below a folder; the class is the first sub-folder."""
+
+  def __init__(
+    self,
+    root: Path,
+    *,
+    class_names: Sequence[str] | None,
+    sample_rate_hz: int,
+  ):
+    """Lists the folder.
+
+    Args:
+      root: folder; files directly in it are unlabelled.
+      class_names: sub-folders in the order of their indices, to agree with
+        another folder; None is alphabetical.
+      sample_rate_hz: rate the clips are resampled to.
+
+    Raises:
+      FileNotFoundError: no such folder, or no audio in it.
+      ValueError: a sub-folder that is not in `class_names`.
+    """
+    root = pathlib.Path(root).expanduser()
+    if not root.is_dir():
+      raise FileNotFoundError(f"{root} is not a folder")
+    files = sorted(
+      os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+      for folder, _, names in os.walk(root)
+      for name in names
+      if name.lower().endswith(AUDIO_SUFFIXES)
+    )
+    if not files:
+      raise FileNotFoundError(
+        f"{root} holds no audio file ({' '.join(AUDIO_SUFFIXES)}), "
+        "not even in sub-folders"
+      )
+    classes = [name.split("/")[0] if "/" in name else "" for name in files]
+    if class_names is None:
+      class_names = sorted(set(classes) - {""})
+    index = {name: i for i, name in enumerate(class_names)}
+    unknown = sorted(set(classes) - set(index) - {""})
+    if unknown:
+      raise ValueError(
+        f"{root}/{unknown[0]} is not one of the classes "
+        f"{', '.join(class_names)}"
+      )
+    super().__init__(
+      files,
+      root=root,
+      spans=None,
+      labels=[index.get(name, UNLABELLED) for name in classes],
+      class_names=class_names,
+      sample_rate_hz=sample_rate_hz,
+    )
+
+
+class CsvSource(FileSource):
+  """One clip per row of a CSV file with a header.
+
+  Columns `start_s` and `end_s`, where there are any, cut clips out of files.
+  """
+
+  def __init__(
+    self,
+    csv_path: Path,
+    *,
+    root: Path | None,
+    path_column: str,
+    label_column: str | None,
+    split_column: str | None,
+    split: str | None,
+    class_names: Sequence[str] | None,
+    sample_rate_hz: int,
+  ):
+    """Reads the file.
+
+    Args:
+      csv_path: the CSV file.
+      root: folder of the paths in it; None is the folder of the file.
+      path_column: column of the audio paths.
+      label_column: column of the class names; None is unlabelled.
+      split_column: column that tells the splits apart; None is one split.
+      split: which rows to take; None is all.
+      class_names: classes in the order of their indices; None is the
+        alphabetical order of all rows, whatever their split.
+      sample_rate_hz: rate the clips are resampled to.
+
+    Raises:
+      FileNotFoundError: no such file, or its first clip does not exist.
+      ValueError: a missing column, wrong value, unknown label or empty split;
+        names the file and the line.
+    """
+    csv_path = pathlib.Path(csv_path).expanduser()
+    rows = tables.read_csv(csv_path, [path_column, label_column, split_column])
+    if label_column is None:
+      class_names = ()
+    elif class_names is None:
+      class_names = sorted({row[label_column] for _, row in rows})
+    if split is not None and split_column is not None:
+      splits = sorted({row[split_column] for _, row in rows})
+      rows = [(n, row) for n, row in rows if row[split_column] == split]
+      if not rows:
+        raise ValueError(
+          f"{csv_path}: no row has {split_column}={split!r}; there are "
+          f"{', '.join(splits)}"
+        )
+    root = csv_path.parent if root is None else pathlib.Path(root).expanduser()
+    line, first = rows[0]
+    _check_first(root, first[path_column], f"{csv_path}, line {line}")
+    super().__init__(
+      [row[path_column] for _, row in rows],
+      root=root,
+      spans=tables.read_spans(csv_path, rows),
+      labels=tables.read_labels(csv_path, rows, label_column, class_names),
+      class_names=class_names,
+      sample_rate_hz=sample_rate_hz,
+    )
+
+
+class ManifestSource(FileSource):
+  """The published code's JSON, {"data": [{"wav": ..., "labels": ...}]}.
+
+  `labels` holds machine identifiers separated by commas; a CSV file with the
+  columns index, mid, display_name lists them. Labels are multi-hot.
+  """
+
+  def __init__(
+    self,
+    json_path: Path,
+    *,
+    label_csv: Path,
+    root: Path | None,
+    sample_rate_hz: int,
+  ):
+    """Reads both files.
+
+    Args:
+      json_path: the manifest.
+      label_csv: the list of classes.
+      root: folder of the relative paths; None is that of the manifest.
+      sample_rate_hz: rate the clips are resampled to.
+
+    Raises:
+      FileNotFoundError: no such file, or the first clip does not exist.
+      ValueError: a malformed entry or unknown label; names file and entry.
+    """
+    json_path = pathlib.Path(json_path).expanduser()
+    class_index, class_names = tables.read_label_csv(label_csv)
+    try:
+      entries = json.loads(json_path.read_text(encoding="utf-8"))["data"]
+      fields = [(e["wav"], e["labels"].split(",")) for e in entries]
+      paths, labels = zip(*fields, strict=True)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      raise ValueError(
+        f'{json_path} is not {{"data": [{{"wav": ..., "labels": ...}}]}} with '
+        f"at least one entry: {type(error).__name__} {error}"
+      ) from None
+    for number, mids in enumerate(labels):
+      for mid in mids:
+        if mid not in class_index:
+          raise ValueError(
+            f"{json_path}, entry {number}: label {mid!r} is not in {label_csv}"
+          )
+    root = json_path.parent if root is None else pathlib.Path(root).expanduser()
+    _check_first(root, paths[0], f"{json_path}, entry 0")
+    super().__init__(
+      paths,
+      root=root,
+      spans=None,
+      labels=[tuple(class_index[mid] for mid in mids) for mids in labels],
+      class_names=class_names,
+      sample_rate_hz=sample_rate_hz,
+    )
+
+
+class TfdsSource(Source):
+  """A prepared TFDS data set of encoded audio; TensorFlow is not needed.
+
+  Reads the schema that `data/builders` write: `audio` encoded bytes, `name`
+  text, `label` a class or a sequence of classes. `ids` and `labels` read
+  records as they are asked for.
+  """
+
+  def __init__(self, data_dir: Path, *, split: str, sample_rate_hz: int):
+    """Opens the data set.
+
+    Args:
+      data_dir: folder with `dataset_info.json`.
+      split: name, possibly with a slice: "train[:10%]".
+      sample_rate_hz: rate the clips are resampled to.
+
+    Raises:
+      ValueError: a split or field that the data set does not have.
+    """
+    import tensorflow_datasets as tfds  # Slow to import; rarely needed.
+
+    builder = tfds.builder_from_directory(data_dir)
+    known = sorted(builder.info.splits)
+    if split.split("[")[0] not in known:
+      raise ValueError(
+        f"{data_dir} has no split {split!r}; it has {', '.join(known)}"
+      )
+    missing = {"audio", "name", "label"} - set(builder.info.features)
+    if missing:
+      raise ValueError(
+        f"{data_dir} lacks the features {', '.join(sorted(missing))}; write it "
+        "with `python -m audiomosaic_jax.data.builders.audio_folder`"
+      )
+    self._records = builder.as_data_source(split=split)
+    feature = builder.info.features["label"]
+    self.multi_hot = isinstance(feature, tfds.features.Sequence)
+    classes = feature.feature if self.multi_hot else feature
+    self.class_names = tuple(getattr(classes, "names", None) or ())
+    self.sample_rate_hz = sample_rate_hz
+    self.ids = _RecordNames(self._records)
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    labels = [self._label(record) for record in self._records]
+    return _encode_labels(labels, len(self.class_names))
+
+  def _label(self, record: Mapping) -> int | tuple[int, ...]:
+    label = np.asarray(record["label"])
+    return int(label) if label.ndim == 0 else tuple(label.tolist())
+
+  def __getitem__(self, index: int) -> dict:
+    record = self._records[int(index)]
+    waveform = audio_io.load_audio(
+      bytes(record["audio"]),
+      sample_rate_hz=self.sample_rate_hz,
+      name=_text(record["name"]),
+    )
+    label = encode_label(self._label(record), len(self.class_names))
+    return {"waveform": waveform, "label": label, "id": np.int32(index)}
+
+
+class _RecordNames(Sequence):
+  """The `name` field of the records, read when asked for."""
+
+  def __init__(self, records: Sequence):
+    self._records = records
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> str:
+    return _text(self._records[int(index)]["name"])
+
+  def __iter__(self) -> Iterator[str]:
+    return (self[i] for i in range(len(self)))
+
+
+def _check_first(root: pathlib.Path, path: str, where: str) -> None:
+  """Catches a wrong root before 20,000 clips are reported missing."""
+  if not (root / path).is_file():
+    raise FileNotFoundError(
+      f"{where}: {root / path} does not exist; paths are relative to {root}"
+    )
+
+
+def _encode_labels(labels: Sequence, num_classes: int) -> np.ndarray:
+  return np.stack([encode_label(label, num_classes) for label in labels])
+
+
+def _text(value: str | bytes) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,225 @@
+"""Sources made of sources: joined, cut, cached, tolerant of bad clips.
+
+Wrap from the inside out: Concat or Subset, then Cached, then Tolerant, so
+that replacements are remembered and decoded once.
+"""
+
+import fcntl
+import functools
+import itertools
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from audiomosaic_jax.data import audio_io
+from audiomosaic_jax.data.sources import Source
+
+
+class TooManyBadClipsError(RuntimeError):
+  """So many clips are unusable that the data set itself must be wrong."""
+
+
+class ConcatSource(Source):
+  """Several sources one after the other."""
+
+  def __init__(self, sources: Sequence[Source]):
+    """Joins sources of the same classes.
+
+    Args:
+      sources: at least one.
+
+    Raises:
+      ValueError: the sources do not have the same classes.
+    """
+    for source in sources[1:]:
+      if source.class_names != sources[0].class_names:
+        raise ValueError(
+          f"cannot join classes {sources[0].class_names} and "
+          f"{source.class_names}; give both sources the same class_names"
+        )
+    self.sources = tuple(sources)
+    self.class_names = sources[0].class_names
+    self.multi_hot = sources[0].multi_hot
+    self.ids = list(itertools.chain.from_iterable(s.ids for s in sources))
+    self._ends = np.cumsum([len(source) for source in sources])
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    return np.concatenate([source.labels for source in self.sources])
+
+  def __getitem__(self, index: int) -> dict:
+    part = int(np.searchsorted(self._ends, index, side="right"))
+    start = int(self._ends[part - 1]) if part else 0
+    element = self.sources[part][index - start]
+    return {**element, "id": np.int32(index)}
+
+
+class SubsetSource(Source):
+  """Some clips of a source, in the given order."""
+
+  def __init__(self, source: Source, indices: Sequence[int]):
+    self.source = source
+    self.indices = np.asarray(indices, np.int64)
+    self.class_names = source.class_names
+    self.multi_hot = source.multi_hot
+    self.ids = [source.ids[i] for i in self.indices]
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    return self.source.labels[self.indices]
+
+  def __getitem__(self, index: int) -> dict:
+    element = self.source[int(self.indices[index])]
+    return {**element, "id": np.int32(index)}
+
+
+class _Wrapper(Source):
+  """A source with the same clips as another; works across processes."""
+
+  def __init__(self, source: Source):
+    self.source = source
+    self.class_names = source.class_names
+    self.multi_hot = source.multi_hot
+    self.ids = source.ids
+    self._lock = threading.Lock()
+
+  @property
+  def labels(self) -> np.ndarray:
+    return self.source.labels
+
+  def __getstate__(self) -> dict:
+    # A worker process gets its own lock.
+    return {k: v for k, v in self.__dict__.items() if k != "_lock"}
+
+  def __setstate__(self, state: dict) -> None:
+    self.__dict__.update(state)
+    self._lock = threading.Lock()
+
+
+class CachedSource(_Wrapper):
+  """Keeps decoded clips in memory as 16-bit integers, up to a limit.
+
+  What is in stays in: every epoch visits each clip once, so replacing the
+  oldest would never hit. Threads share the memory; worker processes do not.
+  The waveforms are rounded to 16 bits whether they come from the cache or
+  not, so that the cache changes nothing but the speed.
+  """
+
+  def __init__(self, source: Source, *, limit_bytes: int):
+    """Wraps a source.
+
+    Args:
+      source: where clips come from.
+      limit_bytes: memory for samples; 0 caches nothing.
+    """
+    super().__init__(source)
+    self.limit_bytes = limit_bytes
+    self.used_bytes = 0
+    self._clips = {}
+
+  def __getitem__(self, index: int) -> dict:
+    index = int(index)
+    element = self._clips.get(index)
+    if element is None:
+      element = self.source[index]
+      pcm = audio_io.float_to_pcm16(element["waveform"])
+      element = {**element, "waveform": pcm}
+      with self._lock:
+        fits = self.used_bytes + pcm.nbytes <= self.limit_bytes
+        if fits and index not in self._clips:
+          self._clips[index] = element
+          self.used_bytes += pcm.nbytes
+    waveform = audio_io.pcm16_to_float(element["waveform"])
+    return {**element, "waveform": waveform}
+
+  def __getstate__(self) -> dict:
+    # A worker process starts with an empty cache of its own.
+    return {**super().__getstate__(), "_clips": {}, "used_bytes": 0}
+
+
+class TolerantSource(_Wrapper):
+  """Replaces a clip that cannot be used by the next one that can.
+
+  Replacing, not skipping: the clip behind every position of every batch is
+  then the same for any number of processes, threads and workers. The element
+  carries the id of the clip it really holds.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    *,
+    max_bad_fraction: float,
+    report_path: str | os.PathLike | None,
+  ):
+    """Wraps a source.
+
+    Args:
+      source: where clips come from.
+      max_bad_fraction: share of the source that may be bad.
+      report_path: JSON-lines file that gets {"id", "path", "reason"} of each
+        bad clip, once, also over several runs; None keeps no file.
+    """
+    super().__init__(source)
+    self.max_bad_fraction = max_bad_fraction
+    self.report_path = report_path and pathlib.Path(report_path)
+    self._bad = {}
+
+  @property
+  def num_bad(self) -> int:
+    """How many distinct bad clips were met so far, in this process."""
+    return len(self._bad)
+
+  def __getitem__(self, index: int) -> dict:
+    """Decodes clip `index`, or the next good one.
+
+    Raises:
+      TooManyBadClipsError: more than `max_bad_fraction` of the clips are bad.
+    """
+    for step in range(len(self)):
+      candidate = (int(index) + step) % len(self)
+      if candidate in self._bad:
+        continue
+      try:
+        return self.source[candidate]
+      except audio_io.BadClipError as error:
+        self._record(candidate, error)
+    raise TooManyBadClipsError(f"none of {len(self)} clips can be decoded")
+
+  def _record(self, index: int, error: audio_io.BadClipError) -> None:
+    """Counts and reports a bad clip; gives up when there are too many."""
+    with self._lock:
+      if index not in self._bad:
+        self._bad[index] = error.reason
+        if self.report_path:
+          _append_once(
+            self.report_path,
+            {"id": index, "path": error.path, "reason": error.reason},
+          )
+      num_bad = len(self._bad)
+    allowed = self.max_bad_fraction * len(self)
+    if num_bad > allowed:
+      where = f", see {self.report_path}" if self.report_path else ""
+      raise TooManyBadClipsError(
+        f"{num_bad} of {len(self)} clips are bad, more than max_bad_fraction="
+        f"{self.max_bad_fraction:g} allows ({int(allowed)}){where}. The last "
+        f"is {error}. Repair or remove them, or raise max_bad_fraction."
+      ) from error
+
+
+def _append_once(path: pathlib.Path, record: dict) -> None:
+  """Appends a JSON line unless a line for the same path is already there.
+
+  The lock is on the file, so that several processes can share it.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, "a+", encoding="utf-8") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.seek(0)
+    known = {json.loads(line)["path"] for line in file if line.endswith("\n")}
+    if record["path"] not in known:
+      file.write(json.dumps(record) + "\n")
