@@ -1,0 +1,343 @@
+"""Filters, tempo and pitch for a batch of waveforms, with a setting each.
+
+The deterministic half of `augment`: every function takes waveform [B, S] and
+one parameter per example [B], has static shapes, and uses no scan over samples
+and no gather of single samples, so that it runs well on a TPU.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Complex, Float, Int, Shaped
+
+Waveform = Float[Array, "batch samples"]
+Spectra = Complex[Array, "batch frames bins"]
+
+# Window of the phase vocoder; four of them overlap at every sample.
+_WINDOW_S = 0.064
+# Pitch ratios are multiples of 1 / 256: at most 4 cents from the one asked.
+_RATIO_STEPS = 256
+# Length of the resampling kernel on either side, in input samples.
+_KERNEL_RADIUS = 24
+# Spectra of a power below this are silence, of phase zero.
+_SILENCE = 1e-24
+
+
+def _fast_length(samples: int) -> int:
+  """Returns the smallest 2^a 3^b 5^c that is at least `samples`."""
+  odd_parts = (3**b * 5**c for b in range(9) for c in range(6))
+  return min(odd << (-(-samples // odd) - 1).bit_length() for odd in odd_parts)
+
+
+def _warp(
+  hz: Float[Array, "*batch"], sample_rate_hz: int
+) -> Float[Array, "*batch"]:
+  """The bilinear transform's frequency axis, tan(pi f / sample rate)."""
+  highest_hz = 0.9999 * sample_rate_hz / 2
+  return jnp.tan(jnp.pi * jnp.minimum(hz, highest_hz) / sample_rate_hz)
+
+
+def _filter(
+  waveform: Waveform, magnitude: Float[Array, "batch bins"], length: int
+) -> Waveform:
+  """Multiplies the spectrum of the whole clip by a zero-phase magnitude.
+
+  A circular convolution puts the end of the clip next to its beginning. Half
+  a cosine bridges the two, so nothing rings across and a constant is removed
+  without a transient.
+  """
+  samples = waveform.shape[1]
+  angle = np.linspace(0.0, np.pi, length - samples + 2)[1:-1]
+  fade = (0.5 - 0.5 * np.cos(angle)).astype(np.float32)
+  first, last = waveform[:, :1], waveform[:, -1:]
+  bridged = jnp.concatenate([waveform, last + (first - last) * fade], axis=1)
+  filtered = jnp.fft.irfft(jnp.fft.rfft(bridged) * magnitude, length)
+  return filtered[:, :samples]
+
+
+def _filter_axis(samples: int) -> tuple[Float[np.ndarray, "bins"], int]:
+  """Returns the warped frequency of every bin, and the FFT's length."""
+  length = _fast_length(samples + max(samples // 64, 1024))
+  # Divided first: pi k / length can round to above pi / 2, where tan < 0.
+  omega = np.tan(np.pi * (np.arange(length // 2 + 1) / length))
+  return omega.astype(np.float32), length
+
+
+def _butterworth(
+  log_ratio: Float[Array, "batch bins"], order: Int[Array, "batch"]
+) -> Float[Array, "batch bins"]:
+  """Returns (1 + w^(2 order))^(-1/2) of the prototype's frequency w = e^x."""
+  exponent = 2.0 * order.astype(jnp.float32)[:, None]
+  return jnp.sqrt(jax.nn.sigmoid(-exponent * log_ratio))
+
+
+def high_pass_filter(
+  waveform: Waveform,
+  cutoff_hz: Float[Array, "batch"],
+  order: Int[Array, "batch"],
+  *,
+  sample_rate_hz: int,
+) -> Waveform:
+  """Removes what lies below the cut-off.
+
+  |H|^2 = 1 / (1 + (tan(pi fc / fs) / tan(pi f / fs))^(2 order)): the digital
+  Butterworth filter, -3 dB at fc and 6 dB/octave per order below it.
+
+  Args:
+    waveform: samples.
+    cutoff_hz: cut-off frequency of each example.
+    order: order of each example's filter.
+    sample_rate_hz: sample rate.
+
+  Returns:
+    The filtered waveform, with the phases of the input.
+
+  Reference: scipy.signal.butter(order, fc, "highpass"), magnitude to 0.1 dB.
+  """
+  omega, length = _filter_axis(waveform.shape[1])
+  cutoff = _warp(cutoff_hz, sample_rate_hz)[:, None]
+  log_ratio = jnp.log(cutoff) - jnp.log(omega)
+  return _filter(waveform, _butterworth(log_ratio, order), length)
+
+
+def band_stop_filter(
+  waveform: Waveform,
+  low_hz: Float[Array, "batch"],
+  high_hz: Float[Array, "batch"],
+  order: Int[Array, "batch"],
+  *,
+  sample_rate_hz: int,
+) -> Waveform:
+  """Removes what lies between two edges.
+
+  |H|^2 = 1 / (1 + ((h - l) W / (l h - W^2))^(2 order)), W = tan(pi f / fs) and
+  l, h its values at the edges: the digital Butterworth band-stop, -3 dB at
+  both edges.
+
+  Args:
+    waveform: samples.
+    low_hz: lower edge of each example's band.
+    high_hz: upper edge; one above the Nyquist frequency is moved to it.
+    order: order of each example's filter.
+    sample_rate_hz: sample rate.
+
+  Returns:
+    The filtered waveform, with the phases of the input.
+
+  Reference: scipy.signal.butter(order, edges, "bandstop"), magnitude to
+    0.1 dB.
+  """
+  omega, length = _filter_axis(waveform.shape[1])
+  low = _warp(low_hz, sample_rate_hz)[:, None]
+  high = _warp(high_hz, sample_rate_hz)[:, None]
+  distance = jnp.abs(low * high - jnp.square(omega))
+  log_ratio = jnp.log((high - low) * omega) - jnp.log(distance)
+  return _filter(waveform, _butterworth(log_ratio, order), length)
+
+
+def _stft(waveform: Waveform, window: Float[np.ndarray, "window"]) -> Spectra:
+  """Short-time spectra a quarter window apart, the first centred on sample 0.
+
+  They run on past the end of the clip until the last two are zero. A frame is
+  four neighbouring blocks side by side.
+  """
+  batch, samples = waveform.shape
+  half, hop = len(window) // 2, len(window) // 4
+  num_frames = -(-(samples + half) // hop) + 2
+  num_blocks = num_frames + 3
+  padding = ((0, 0), (half, num_blocks * hop - samples - half))
+  blocks = jnp.pad(waveform, padding).reshape(batch, num_blocks, hop)
+  frames = [blocks[:, i : i + num_frames] for i in range(4)]
+  return jnp.fft.rfft(jnp.concatenate(frames, axis=-1) * window)
+
+
+def _istft(
+  spectra: Spectra, window: Float[np.ndarray, "window"], samples: int
+) -> Float[Array, "batch out_samples"]:
+  """Inverse of `_stft`: overlap-add as the sum of four shifted arrays."""
+  batch, num_frames, _ = spectra.shape
+  length, hop = len(window), len(window) // 4
+  frames = jnp.fft.irfft(spectra, length) * window
+  blocks = frames.reshape(batch, num_frames, 4, hop)
+  total = sum(
+    jnp.pad(blocks[:, :, i], ((0, 0), (i, 3 - i), (0, 0))) for i in range(4)
+  )
+  weight = np.zeros((num_frames + 3, hop), np.float32)
+  for i, quarter in enumerate(np.square(window).reshape(4, hop)):
+    weight[i : i + num_frames] += quarter
+  keep = slice(length // 2, length // 2 + samples)
+  return total.reshape(batch, -1)[:, keep] / weight.reshape(-1)[keep]
+
+
+def _polar(
+  z: Complex[Array, "*shape"],
+) -> tuple[Float[Array, "*shape"], Complex[Array, "*shape"]]:
+  """Returns |z| and z / |z|; 0 and 1 for silence, with finite gradients."""
+  power = jnp.square(z.real) + jnp.square(z.imag)
+  audible = power > _SILENCE
+  inverse = lax.rsqrt(jnp.where(audible, power, 1.0))
+  return power * inverse, jnp.where(audible, z * inverse, 1.0)
+
+
+def _follow(
+  x: Shaped[Array, "*frames bins"],
+  from_below: Bool[Array, "*frames bins"],
+  from_above: Bool[Array, "*frames bins"],
+) -> Shaped[Array, "*frames bins"]:
+  """Replaces the marked bins by the bin below or above them."""
+  padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 1)])
+  x = jnp.where(from_above, padded[..., 2:], x)
+  return jnp.where(from_below, padded[..., :-2], x)
+
+
+def _rotations(
+  turns: Complex[Array, "batch turns bins"],
+) -> Complex[Array, "batch turns+1 bins"]:
+  """Accumulates phase over the frames, locked across neighbouring bins.
+
+  r[0] = 1 and r[k + 1] = r[k] unit(turns[k]), both at the loudest of a bin and
+  its two neighbours. That keeps the bins of a partial together, and those of
+  an onset; left alone they drift apart and the result loses 3 dB. Choosing
+  one neighbour, unlike averaging, does not amplify rounding errors.
+  """
+  loudness, turns = _polar(turns)
+  padded = jnp.pad(loudness, ((0, 0), (0, 0), (1, 1)))
+  below, above = padded[..., :-2], padded[..., 2:]
+  from_below = (below > loudness) & (below >= above)
+  from_above = (above > loudness) & (above > below)
+
+  def step(rotation, inputs):
+    turn, *sources = inputs
+    # The barrier keeps XLA from computing the product once per neighbour.
+    turned = lax.optimization_barrier(rotation * turn)
+    rotation = _follow(turned, *sources)
+    return rotation, rotation
+
+  start = jnp.ones_like(turns[:, 0])
+  inputs = (turns, from_below, from_above)
+  inputs = tuple(x.swapaxes(0, 1) for x in inputs)
+  _, rotations = lax.scan(step, start, inputs)
+  return jnp.concatenate([start[:, None], rotations.swapaxes(0, 1)], axis=1)
+
+
+def stretch_time(
+  waveform: Waveform,
+  rate: Float[Array, "batch"],
+  *,
+  samples: int,
+  sample_rate_hz: int,
+) -> Float[Array, "batch out_samples"]:
+  """Plays each waveform `rate` times as fast and keeps its pitch.
+
+  A phase-locked phase vocoder. Output frame k reads the spectra X at position
+  t = k rate, j = floor(t): magnitudes are interpolated between |X[j]| and
+  |X[j + 1]|, phases are those of X[j] turned by a rotation r[k]. From k to
+  k + 1 the input would go on to X[j + 1] but X[j'] is read instead, so the
+  rotation makes up the difference, arg X[j + 1] - arg X[j'].
+  Phases are kept as unit complex numbers: no arctangent, sine or unwrapping.
+
+  Args:
+    waveform: samples.
+    rate: speed of each example; 1 returns the waveform.
+    samples: length of the result, cut or filled with zeros.
+    sample_rate_hz: sample rate.
+
+  Returns:
+    The stretched waveform.
+
+  Reference: Laroche and Dolson, 1999, where every bin follows its peak; here
+    it follows its loudest neighbour, and so reaches the peak in a few frames.
+  """
+  length = 1 << round(math.log2(_WINDOW_S * sample_rate_hz))
+  window = np.hanning(length + 1)[:-1].astype(np.float32)
+  spectra = _stft(waveform, window)
+  num_frames = -(-(samples + length // 2) // (length // 4))
+  position = jnp.arange(num_frames) * rate[:, None]
+  index = jnp.floor(position).astype(jnp.int32)
+  fraction = (position - index)[..., None]
+  # Past the end every frame is as empty as the last two.
+  index = jnp.minimum(index, spectra.shape[1] - 2)[..., None]
+  here = jnp.take_along_axis(spectra, index, axis=1, mode="clip")
+  after = jnp.take_along_axis(spectra, index + 1, axis=1, mode="clip")
+  rotations = _rotations(after[:, :-1] * here[:, 1:].conj())
+  loudness, phase = _polar(here)
+  loudness += fraction * (_polar(after)[0] - loudness)
+  return _istft(loudness * phase * rotations, window, samples)
+
+
+def resample(
+  waveform: Waveform, step: Int[Array, "batch"], *, min_step: int, max_step: int
+) -> Float[Array, "batch out_samples"]:
+  """Reads each waveform at the times n step / 256, band-limited.
+
+  With such steps 256 samples of output take a whole number of input samples,
+  so each block of output is one small matrix, the same for all blocks, times a
+  contiguous slice of input. The kernel is a sinc, cut at the lower of the two
+  Nyquist frequencies, under a (1 - u^2)^2 window.
+
+  Args:
+    waveform: samples.
+    step: 256 times the speed of each example.
+    min_step: smallest step that occurs; it sets the length of the result.
+    max_step: largest step that occurs.
+
+  Returns:
+    256 ceil(S / min_step) samples; zeros after the end of the clip.
+  """
+  batch, samples = waveform.shape
+  num_blocks = -(-samples // min_step)
+  slice_length = max_step + 2 * _KERNEL_RADIUS
+  ratio = step.astype(jnp.float32)[:, None, None] / _RATIO_STEPS
+  source = np.arange(slice_length, dtype=np.float32)[:, None] - _KERNEL_RADIUS
+  distance = source - np.arange(_RATIO_STEPS, dtype=np.float32) * ratio
+  cutoff = 0.95 * jnp.minimum(1.0, 1.0 / ratio)
+  taper = jnp.maximum(1.0 - jnp.square(distance / _KERNEL_RADIUS), 0.0)
+  kernel = cutoff * jnp.sinc(cutoff * distance) * jnp.square(taper)
+  # A slice that starts after the end is moved back to these zeros.
+  padded = jnp.pad(waveform, ((0, 0), (_KERNEL_RADIUS, slice_length)))
+  starts = jnp.arange(num_blocks) * step[:, None]
+
+  def cut(row, start):
+    return lax.dynamic_slice(row, (start,), (slice_length,))
+
+  slices = jax.vmap(jax.vmap(cut, in_axes=(None, 0)))(padded, starts)
+  blocks = jnp.matmul(slices, kernel, precision=lax.Precision.HIGHEST)
+  return blocks.reshape(batch, num_blocks * _RATIO_STEPS)
+
+
+def shift_pitch(
+  waveform: Waveform,
+  semitones: Float[Array, "batch"],
+  *,
+  min_semitones: float,
+  max_semitones: float,
+  sample_rate_hz: int,
+) -> Waveform:
+  """Multiplies all frequencies by 2^(semitones / 12) and keeps the tempo.
+
+  Reading the waveform r times as fast moves pitch and tempo; stretching the
+  result at rate 1 / r brings the tempo back. r is rounded to 1 / 256.
+
+  Args:
+    waveform: samples.
+    semitones: shift of each example, up or down.
+    min_semitones: lowest shift that occurs.
+    max_semitones: highest shift that occurs.
+    sample_rate_hz: sample rate.
+
+  Returns:
+    The shifted waveform. What would lie above the Nyquist frequency is gone.
+  """
+  step = jnp.round(_RATIO_STEPS * jnp.exp2(semitones / 12.0)).astype(jnp.int32)
+  min_step, max_step = (
+    round(_RATIO_STEPS * 2.0 ** (limit / 12.0))
+    for limit in (min_semitones, max_semitones)
+  )
+  faster = resample(waveform, step, min_step=min_step, max_step=max_step)
+  rate = _RATIO_STEPS / step.astype(jnp.float32)
+  return stretch_time(
+    faster, rate, samples=waveform.shape[1], sample_rate_hz=sample_rate_hz
+  )
