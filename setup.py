@@ -1,4 +1,4 @@
-"""Package metadata of AudioMosaic-JAX; pyproject.toml holds the tool settings."""
+"""Package metadata of AudioMosaic-JAX; tool settings are in pyproject.toml."""
 
 import pathlib
 
@@ -38,13 +38,14 @@ EXTRAS = {
   # TensorFlow is never needed for training; with it installed, clu writes
   # its own TensorBoard summaries instead of going through tensorboardX.
   "tf": ["tensorflow-cpu>=2.21", "tensorboard>=2.19"],
+  # Compiles for TPUs on a machine without one; matches jax 0.10.2.
+  "aot": ["libtpu==0.0.42.*"],
   "export": ["flatbuffers>=24.3"],
   "notebooks": ["jupyter>=1.1", "nbconvert>=7.16", "nbstripout>=0.8"],
   "dev": [
     "audiomentations>=0.43",
     "beartype>=0.23",
     "chex>=0.1.92",
-    "libtpu==0.0.42.*",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "ruff>=0.14",

@@ -218,7 +218,9 @@ def table_text(table: Table) -> str:
   rows = [table.columns, *table.rows]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
-    "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    "  ".join(
+      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+    )
     for row in rows
   ]
   rule = "  ".join("-" * width for width in widths)

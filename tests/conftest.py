@@ -1,4 +1,4 @@
-"""Test-wide settings: eight simulated CPU devices, exact float32, checked types.
+"""Settings of all tests: eight CPU devices, exact float32, checked types.
 
 The environment is set before anything imports jax, because the number of CPU
 devices is fixed when the backend starts.

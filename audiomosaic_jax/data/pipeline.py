@@ -71,9 +71,8 @@ def train_iterator(
   """An endless, checkpointable stream of one process's training batches.
 
   Every epoch visits each clip once, in another order; a batch may span two
-  epochs, so a source may be smaller than a batch. Batch k over all processes
-  together is the same for any `process_count` (interleaved: example j of
-  process p is example j * process_count + p of the global batch).
+  epochs, so a source may be smaller than a batch. Batch k over all processes,
+  one after the other, is the same for any `process_count`.
 
   Args:
     source: clips.
@@ -115,15 +114,52 @@ def train_iterator(
     .repeat()
     .random_map(Crop(clip_samples=clip_samples, crop=crop, pad=pad))
   )
-  batches = stream[process_index::process_count].batch(
-    batch_size, drop_remainder=True
+  rows = ProcessRows(
+    stream,
+    batch_size=batch_size,
+    process_index=process_index,
+    process_count=process_count,
   )
+  batches = rows.batch(batch_size, drop_remainder=True)
   return TrainIterator(
     batches,
     num_threads=num_threads,
     prefetch_size=prefetch_size,
     num_workers=num_workers,
   )
+
+
+class ProcessRows(grain.MapDataset):
+  """One process's rows of every global batch of a stream of clips.
+
+  Process p holds rows p b ... (p + 1) b - 1 of each global batch, which is
+  where `jax.make_array_from_process_local_data` puts them: row i of the
+  batch, and with it whatever is drawn for row i, is the same clip for any
+  number of processes.
+  """
+
+  def __init__(
+    self,
+    stream: grain.MapDataset,
+    *,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+  ):
+    super().__init__(stream)
+    self._stream = stream
+    self._batch_size = batch_size
+    self._global_batch_size = batch_size * process_count
+    self._first_row = batch_size * process_index
+
+  def __len__(self) -> int:
+    return len(self._stream) // self._global_batch_size * self._batch_size
+
+  def __getitem__(self, index: int | slice):
+    if isinstance(index, slice):
+      return self.slice(index)
+    step, row = divmod(index, self._batch_size)
+    return self._stream[step * self._global_batch_size + self._first_row + row]
 
 
 class TrainIterator(grain.DatasetIterator):

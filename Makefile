@@ -1,0 +1,53 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both create .venv
+# on the first call and reuse it afterwards; PYTHON chooses the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/demo
+
+.PHONY: help demo test test-slow lint bench tpu-aot clean
+
+help:  ## List the commands.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
+	  awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(BIN)/.installed  ## Pretrain on the packaged audio (CPU, under 10 minutes).
+	$(BIN)/python -m audiomosaic_jax.main --config=configs/pretrain.py:demo \
+	  --workdir=$(WORKDIR)
+
+test: $(BIN)/.installed-dev  ## Run the test suite.
+	$(BIN)/python -m pytest
+
+test-slow: $(BIN)/.installed-dev  ## Run the tests that take minutes each.
+	$(BIN)/python -m pytest -m slow
+
+lint: $(BIN)/.installed-dev  ## Check format and style.
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+bench: $(BIN)/.installed-dev  ## Time the input pipeline and the training step.
+	$(BIN)/python benchmarks/input_pipeline.py
+	$(BIN)/python benchmarks/train_step.py
+
+tpu-aot: $(BIN)/.installed-aot  ## Compile the full step for TPUs, on this CPU.
+	$(BIN)/python benchmarks/tpu_aot.py
+
+clean:  ## Remove the environment and everything that runs wrote.
+	rm -rf $(VENV) runs
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  f"Python 3.11 or newer is needed, this is {sys.version}")'
+	$(PYTHON) -m venv $(VENV)
+
+$(BIN)/.installed: setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(BIN)/.installed-dev: setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(BIN)/.installed
+
+$(BIN)/.installed-aot: setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev,aot]'
+	@touch $@ $(BIN)/.installed $(BIN)/.installed-dev

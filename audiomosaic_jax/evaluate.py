@@ -1,0 +1,366 @@
+"""What an encoder knows: embeddings of labelled clips, probed two ways.
+
+The protocol is the same for every row of a table. Features of the training
+clips are standardised; a cosine k-nearest-neighbour classifier and a logistic
+regression are fitted to them; k and C are chosen on the validation clips; the
+test clips give balanced accuracy. The rows to beat are the mean and standard
+deviation of log-mel frames, and the same encoder before training.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from sklearn import linear_model, neighbors, preprocessing
+from sklearn import metrics as sklearn_metrics
+
+from audiomosaic_jax import (
+  checkpoint,
+  experiment,
+  features,
+  metrics,
+  report,
+  sharding,
+)
+from audiomosaic_jax.data import datasets, pipeline
+
+ConfigDict = ml_collections.ConfigDict
+SPLITS = ("train", "valid", "test")
+PROBES = ("knn", "linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A labelled task whose clips are cut to windows and held in memory.
+
+  Attributes:
+    name: for tables.
+    class_names: in the order of the labels.
+    labels: split -> [N] class of each clip.
+    batches: split -> batches of `pipeline.eval_batches`, int16 windows.
+    sources: split -> the source itself, for whole clips.
+  """
+
+  name: str
+  class_names: Sequence[str]
+  labels: Mapping[str, np.ndarray]
+  batches: Mapping[str, list[dict[str, np.ndarray]]]
+  sources: Mapping[str, object]
+
+
+def load_task(name: str, config: ConfigDict) -> Task:
+  """Reads a labelled task and cuts its clips to windows.
+
+  Args:
+    name: "demo" for the packaged notes, or a folder with a labels.csv of
+      columns path, label and split (train, valid, test).
+    config: the encoder's experiment; `data.pipeline` gives the window.
+  """
+  rate = config.fbank.sample_rate_hz
+  if name == "demo":
+    sources = {
+      split: datasets.make_dataset(
+        "demo", f"instruments_{split}", sample_rate_hz=rate
+      )
+      for split in SPLITS
+    }
+  else:
+    sources = {
+      split: datasets.make_dataset(
+        "csv",
+        split,
+        data_dir=pathlib.Path(name) / "labels.csv",
+        root=None,
+        path_column="path",
+        label_column="label",
+        split_column="split",
+        class_names=None,
+        sample_rate_hz=rate,
+      )
+      for split in SPLITS
+    }
+  window = config.data.pipeline.clip_samples
+  batches = {
+    split: list(
+      pipeline.eval_batches(
+        source,
+        batch_size=config.probe.batch_size,
+        clip_samples=window,
+        hop_samples=window,
+        max_windows=config.probe.max_windows,
+        pad=config.data.pipeline.pad,
+      )
+    )
+    for split, source in sources.items()
+  }
+  return Task(
+    name=pathlib.Path(name).name,
+    class_names=sources["train"].class_names,
+    labels={split: source.labels for split, source in sources.items()},
+    batches=batches,
+    sources=sources,
+  )
+
+
+def make_embed_fn(model, config: ConfigDict) -> Callable:
+  """Returns `(variables, int16 [B, S]) -> float32 [B, D]`, on local devices.
+
+  The batch is split over the devices; nothing is masked.
+  """
+  mesh = sharding.make_mesh(jax.local_devices())
+  rows = sharding.batch_sharded(mesh)
+
+  def spectrogram(waveform):
+    fbank = features.log_mel_fbank(waveform, **config.fbank)
+    return features.standardize(fbank, **config.spectrogram)
+
+  @jax.jit
+  def embed(variables, pcm):
+    waveform = features.pcm_to_float(pcm)
+    fbank = sharding.map_examples(spectrogram, mesh)(waveform)
+    return model.apply(variables, fbank, method=model.embed)
+
+  return lambda variables, pcm: embed(variables, jax.device_put(pcm, rows))
+
+
+def embed_task(
+  embed: Callable, variables, task: Task, splits: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """Returns split -> [N, D]: the mean over each clip's windows."""
+  embeddings = {}
+  for split in splits:
+    batches = task.batches[split]
+    # Dispatch everything, then fetch: the device never waits for the host.
+    outputs = [embed(variables, batch["waveform"]) for batch in batches]
+    rows = np.concatenate([np.asarray(out) for out in outputs])
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    clips = np.concatenate([batch["clip"] for batch in batches])[valid]
+    total = np.zeros((len(task.labels[split]), rows.shape[1]), np.float64)
+    np.add.at(total, clips, rows[valid])
+    counts = np.bincount(clips, minlength=len(total))
+    embeddings[split] = (total / counts[:, None]).astype(np.float32)
+  return embeddings
+
+
+def log_mel_statistics(task: Task, config: ConfigDict) -> dict[str, np.ndarray]:
+  """Returns split -> [N, 2 F]: mean and std over the frames of whole clips."""
+  shift = round(
+    config.fbank.sample_rate_hz * config.fbank.frame_shift_ms / 1000
+  )
+  frame = round(
+    config.fbank.sample_rate_hz * config.fbank.frame_length_ms / 1000
+  )
+
+  @jax.jit
+  def moments(waveform, num_frames):
+    fbank = features.log_mel_fbank(waveform, **config.fbank)
+    real = (jnp.arange(len(fbank)) < num_frames)[:, None]
+    mean = jnp.sum(fbank, 0, where=real) / num_frames
+    square = jnp.sum(jnp.square(fbank - mean), 0, where=real) / num_frames
+    return jnp.concatenate([mean, jnp.sqrt(square)])
+
+  statistics = {}
+  for split, source in task.sources.items():
+    rows = []
+    for index in range(len(source)):
+      waveform = source[index]["waveform"]
+      num_frames = max(1 + (len(waveform) - frame) // shift, 1)
+      # Whole seconds, so that few lengths are compiled.
+      whole = -len(waveform) % config.fbank.sample_rate_hz
+      rows.append(moments(np.pad(waveform, (0, whole)), num_frames))
+    statistics[split] = np.stack(rows)
+  return statistics
+
+
+def probe_scores(
+  embeddings: Mapping[str, np.ndarray],
+  labels: Mapping[str, np.ndarray],
+  config: ConfigDict,
+) -> dict[str, float]:
+  """Returns the test balanced accuracy of both probes, in [0, 1].
+
+  Args:
+    embeddings: split -> [N, D].
+    labels: split -> [N].
+    config: `config.probe`: the values of k and C to choose from.
+  """
+  scaler = preprocessing.StandardScaler().fit(embeddings["train"])
+  x = {split: scaler.transform(rows) for split, rows in embeddings.items()}
+
+  def knn(k):
+    model = neighbors.KNeighborsClassifier(k, metric="cosine")
+    return model.fit(x["train"], labels["train"])
+
+  def linear(c):
+    model = linear_model.LogisticRegression(
+      C=c, class_weight="balanced", max_iter=1000
+    )
+    return model.fit(x["train"], labels["train"])
+
+  def score(model, split):
+    return float(
+      sklearn_metrics.balanced_accuracy_score(
+        labels[split], model.predict(x[split])
+      )
+    )
+
+  scores = {}
+  for name, fit, values in (
+    ("knn", knn, config.knn_neighbours),
+    ("linear", linear, config.linear_c),
+  ):
+    models = [fit(value) for value in values]
+    best = max(models, key=lambda model: score(model, "valid"))
+    scores[name] = score(best, "test")
+  return scores
+
+
+def make_online_probe(model, config: ConfigDict) -> Callable:
+  """Returns `variables -> {"knn", "ridge"}`, cheap enough for training.
+
+  Scores are balanced accuracies on the validation clips: the test clips stay
+  unseen until the table at the end.
+  """
+  task = load_task(config.probe.task, config)
+  embed = make_embed_fn(model, config)
+  num_classes = len(task.class_names)
+  train, valid = task.labels["train"], task.labels["valid"]
+
+  def probe(variables) -> dict[str, float]:
+    x = embed_task(embed, variables, task, ("train", "valid"))
+    knn = metrics.knn_predict(
+      x["train"],
+      train,
+      x["valid"],
+      k=config.probe.online_k,
+      num_classes=num_classes,
+      temperature=config.probe.online_temperature,
+    )
+    ridge = metrics.ridge_probe(
+      x["train"],
+      train,
+      x["valid"],
+      num_classes=num_classes,
+      l2=config.probe.online_l2,
+      class_balanced=True,
+    ).argmax(1)
+    return {
+      name: float(
+        metrics.balanced_accuracy(guess, valid, num_classes=num_classes)
+      )
+      for name, guess in (("knn", knn), ("ridge", ridge))
+    }
+
+  return probe
+
+
+def load_variables(config: ConfigDict, folder: pathlib.Path):
+  """Returns the newest `params` and `batch_stats` of one seed's folder."""
+  model = experiment.build_model(config)
+  abstract = jax.eval_shape(
+    functools.partial(experiment.init_variables, model, config),
+    jax.random.key(0),
+  )
+  return checkpoint.load_params(folder, abstract)
+
+
+def compare(
+  config: ConfigDict, workdir: pathlib.Path, task_name: str
+) -> dict[str, dict[str, list[float]]]:
+  """Probes log-mel statistics, random encoders and the trained ones.
+
+  Prints the table and writes it to `workdir/probes/<task>.json`.
+
+  Args:
+    config: the pretraining experiment of `workdir`.
+    workdir: a finished run, of one seed or several.
+    task_name: see `load_task`.
+
+  Returns:
+    method -> probe -> balanced test accuracy per seed.
+  """
+  task = load_task(task_name, config)
+  model = experiment.build_model(config)
+  embed = make_embed_fn(model, config)
+  init = functools.partial(experiment.init_variables, model, config)
+
+  def scores(embeddings):
+    return probe_scores(embeddings, task.labels, config.probe)
+
+  def encoder_scores(variables):
+    return scores(embed_task(embed, variables, task, SPLITS))
+
+  folders = experiment.seed_folders(config, workdir)
+  rows = {"log-mel mean and std": [scores(log_mel_statistics(task, config))]}
+  rows["random encoder"] = [
+    encoder_scores(jax.jit(init)(jax.random.key(seed))) for seed in folders
+  ]
+  rows["pretrained encoder"] = [
+    encoder_scores(load_variables(config, folder))
+    for folder in folders.values()
+  ]
+  results = {
+    method: {probe: [score[probe] for score in row] for probe in PROBES}
+    for method, row in rows.items()
+  }
+  path = workdir / "probes" / f"{task.name}.json"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(results, indent=2) + "\n")
+  temporary.replace(path)
+  print(report.table_text(results_table(task.name, results)), flush=True)
+  return results
+
+
+def results_table(
+  task_name: str, results: Mapping[str, Mapping[str, Sequence[float]]]
+) -> report.Table:
+  """Returns the table of `compare`, for the terminal and the report."""
+  num_seeds = max(len(v) for row in results.values() for v in row.values())
+  return report.comparison_table(
+    f"{task_name}: balanced test accuracy, mean ± std of {num_seeds} seeds",
+    results,
+  )
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Prints the table of `compare` for every task of the config.
+
+  Args:
+    config: of `configs/evaluate.py`; `tasks` lists folders, or one folder of
+      task folders.
+    workdir: the pretraining run whose encoders are evaluated.
+  """
+  pretraining = experiment.load_config(workdir)
+  pretraining.probe.update(config.probe)
+  for name in task_names(config.tasks):
+    compare(pretraining, workdir, name)
+
+
+def task_names(tasks: Sequence[str]) -> list[str]:
+  """Expands folders that hold task folders.
+
+  Raises:
+    FileNotFoundError: a name that is neither "demo" nor leads to labels.csv.
+  """
+  names = []
+  for task in tasks:
+    if task == "demo" or (pathlib.Path(task) / "labels.csv").exists():
+      names.append(task)
+      continue
+    inside = sorted(
+      str(path.parent) for path in pathlib.Path(task).glob("*/labels.csv")
+    )
+    if not inside:
+      raise FileNotFoundError(
+        f"task {task!r}: no labels.csv there or one level below; give 'demo' "
+        "or a folder with labels.csv (columns path, label, split)"
+      )
+    names += inside
+  return names

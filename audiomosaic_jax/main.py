@@ -1,0 +1,73 @@
+"""Runs the job that a config file describes.
+
+  python -m audiomosaic_jax.main --config=configs/pretrain.py:demo \
+    --workdir=runs/demo
+
+Any field can be overridden: `--config.optimizer.weight_decay=0.01`. A run that
+was interrupted continues when the same command is given again.
+"""
+
+import importlib
+import pathlib
+import traceback
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from audiomosaic_jax import sharding
+
+MODES = {
+  "pretrain": "audiomosaic_jax.pretrain",
+  "evaluate": "audiomosaic_jax.evaluate",
+}
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The experiment: a file in configs/, with :arguments.",
+  lock_config=True,
+)  # fmt: skip
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where checkpoints, metrics and reports are written."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Joins the cluster if there is one, then hands over to the mode's loop."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+  if config.mode not in MODES:
+    raise app.UsageError(
+      f"config.mode is {config.mode!r}; choose one of {', '.join(MODES)}"
+    )
+  logging.set_verbosity(logging.WARNING)
+  sharding.initialize_distributed()
+  use_compilation_cache(config.runtime.compilation_cache, workdir)
+  mode = importlib.import_module(MODES[config.mode])
+  try:
+    mode.run(config, workdir)
+  except (FileNotFoundError, ValueError, RuntimeError) as error:
+    # What a person can mend is told in one message, the rest is in a file.
+    workdir.mkdir(parents=True, exist_ok=True)
+    trace = workdir / "error.txt"
+    trace.write_text(traceback.format_exc())
+    raise SystemExit(f"error: {error}\n(traceback: {trace})") from None
+
+
+def use_compilation_cache(setting: str, workdir: pathlib.Path) -> None:
+  """Keeps compiled programs on disk, so that a restart starts at once.
+
+  Args:
+    setting: a folder, "workdir" for one in the workdir, "" for none.
+    workdir: the run's folder.
+  """
+  if not setting:
+    return
+  folder = workdir / "compiled" if setting == "workdir" else setting
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

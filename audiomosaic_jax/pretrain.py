@@ -1,0 +1,385 @@
+"""Contrastive pretraining: the method, and the loop around it.
+
+`make_train_step` is the method section of the paper. Two copies of a waveform
+are augmented apart, one loses time columns and the other frequency rows, both
+pass the same encoder and projector, and NT-Xent compares them over the global
+batch. `train` is the loop: data -> step -> log -> checkpoint -> probe.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from audiomosaic_jax import (
+  augment,
+  checkpoint,
+  evaluate,
+  experiment,
+  features,
+  losses,
+  masking,
+  metric_writer,
+  metrics,
+  optimizer,
+  sharding,
+  summary,
+  throughput,
+  train_state,
+)
+from audiomosaic_jax.data import datasets, pipeline
+
+ConfigDict = ml_collections.ConfigDict
+Batch = dict[str, jax.Array]
+
+
+class NonFiniteLossError(RuntimeError):
+  """The loss kept becoming NaN or infinite after every allowed rollback."""
+
+
+def make_view(
+  key: jax.Array, waveform: jax.Array, view: str, config: ConfigDict, mesh
+) -> tuple[jax.Array, jax.Array]:
+  """Makes one of the two views of each clip.
+
+  Args:
+    key: random key of this view and step.
+    waveform: [B, S] samples.
+    view: "view_time" or "view_freq", a block of `config.masking`.
+    config: the experiment.
+    mesh: the devices; each augments its own examples.
+
+  Returns:
+    (fbank [B, T, F] standardised, keep_ids [B, K] tokens that stay).
+  """
+  augment_key, mask_key = jax.random.split(key)
+
+  def spectrogram(key, waveform):
+    waveform = augment.augment(
+      key,
+      waveform[None],
+      sample_rate_hz=config.fbank.sample_rate_hz,
+      **config.augment,
+    )
+    fbank = features.log_mel_fbank(waveform, **config.fbank)
+    return features.standardize(fbank, **config.spectrogram)[0]
+
+  batch_size = len(waveform)
+  keys = jax.random.split(augment_key, batch_size)
+  fbank = sharding.map_examples(spectrogram, mesh)(keys, waveform)
+  keep_ids = masking.keep_ids(
+    mask_key,
+    batch_size,
+    grid=experiment.token_grid(config),
+    layout=config.masking.layout,
+    **config.masking[view],
+  )
+  return fbank, keep_ids
+
+
+def make_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
+  """Returns `(state, batch, key) -> (state, metrics, views)`, to be jitted.
+
+  `metrics` holds scalars of the step. `views` holds the projections and
+  pooled features of both views, for the diagnostics that are read only when
+  a line is logged.
+  """
+
+  def train_step(state: train_state.TrainState, batch: Batch, key: jax.Array):
+    key = jax.random.fold_in(key, state.step)
+    key_time, key_freq, key_drop = jax.random.split(key, 3)
+    waveform = features.pcm_to_float(batch["waveform"])
+    fbank_time, keep_time = make_view(
+      key_time, waveform, "view_time", config, mesh
+    )
+    fbank_freq, keep_freq = make_view(
+      key_freq, waveform, "view_freq", config, mesh
+    )
+
+    def loss_fn(params):
+      encode = functools.partial(model.apply, train=True, mutable="batch_stats")
+      keys = jax.random.split(key_drop)
+      # The running statistics see one view after the other, as upstream.
+      (z_time, f_time), stats = encode(
+        {"params": params, "batch_stats": state.batch_stats},
+        fbank_time,
+        keep_time,
+        rngs={"drop_path": keys[0]},
+      )
+      (z_freq, f_freq), stats = encode(
+        {"params": params, **stats},
+        fbank_freq,
+        keep_freq,
+        rngs={"drop_path": keys[1]},
+      )
+      log_scale, logit_bias = model.apply(
+        {"params": params}, method=model.similarity
+      )
+      loss, aux = losses.nt_xent(
+        z_time,
+        z_freq,
+        logit_scale=losses.inverse_temperature(log_scale),
+        logit_bias=logit_bias,
+      )
+      views = {"z": (z_time, z_freq), "pooled": (f_time, f_freq)}
+      return loss, (aux, stats["batch_stats"], views)
+
+    (loss, (aux, batch_stats, views)), grads = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    scalars = {"loss": loss, "grad_norm": optax.global_norm(grads), **aux}
+    state = train_state.TrainState(
+      step=state.step + 1,
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+    )
+    return state, scalars, views
+
+  return train_step
+
+
+@jax.jit
+def diagnose(views: dict[str, tuple[jax.Array, jax.Array]]) -> dict:
+  """Returns the health of the embeddings of one step.
+
+  Effective rank and intrinsic dimension (LID) of the pooled features show
+  collapse before the loss does; alignment and uniformity are the two things
+  that NT-Xent trades against each other.
+  """
+  z_time, z_freq = views["z"]
+  # Rows of one view, not of both: joining views would reshuffle the devices.
+  pooled = views["pooled"][0]
+  return {
+    "effective_rank": metrics.effective_rank(pooled),
+    "alignment": metrics.alignment(z_time, z_freq),
+    "uniformity": metrics.uniformity(z_time),
+    "lid": metrics.lid_moments(pooled, k=32).mean(),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What `train` sets up once and every restart of the loop shares."""
+
+  config: ConfigDict
+  seed: int
+  workdir: pathlib.Path
+  mesh: Any
+  source: Any
+  total_steps: int
+  init: Callable[[], train_state.TrainState]
+  step: Callable
+  schedule: Callable
+  clock: throughput.StepClock
+  probe: Callable | None
+
+
+def build_job(config: ConfigDict, seed: int, workdir: pathlib.Path) -> Job:
+  """Sets up mesh, data, model, optimiser and the compiled step.
+
+  Raises:
+    ValueError: two settings do not fit each other; nothing is compiled yet.
+  """
+  mesh = sharding.make_mesh()
+  sharding.local_batch_size(config.batch_size, mesh)
+  source = datasets.guard(
+    datasets.make_dataset(
+      **config.data.source, sample_rate_hz=config.fbank.sample_rate_hz
+    ),
+    **config.data.guard,
+    report_path=workdir / "bad_clips.jsonl",
+  )
+  total_steps, warmup_steps = experiment.count_steps(config, len(source))
+  schedule = optimizer.make_schedule(
+    **config.schedule, warmup_steps=warmup_steps, total_steps=total_steps
+  )
+  model = experiment.build_model(config)
+  init_model = functools.partial(experiment.init_variables, model, config)
+  params = jax.eval_shape(init_model, jax.random.key(0))["params"]
+  tx = optimizer.make_optimizer(params, schedule=schedule, **config.optimizer)
+
+  def init_state(key):
+    return train_state.create(init_model(key), tx)
+
+  everywhere = sharding.replicated(mesh)
+  split = sharding.batch_sharded(mesh)
+  init = jax.jit(init_state, out_shardings=everywhere)
+  step = jax.jit(
+    make_train_step(model, tx, config, mesh),
+    donate_argnums=0,
+    in_shardings=(everywhere, split, everywhere),
+    out_shardings=(everywhere, everywhere, split),
+  )
+  clock = throughput.StepClock(
+    pairs_per_step=config.batch_size,
+    flops_per_pair=experiment.flops_per_pair(config),
+    peak_flops=mesh.devices.size
+    * throughput.peak_flops(
+      mesh.devices.flat[0], config.runtime.peak_flops_per_device
+    ),
+  )
+  probe = None
+  if config.probe.task:
+    probe = evaluate.make_online_probe(model, config)
+  return Job(
+    config=config,
+    seed=seed,
+    workdir=workdir,
+    mesh=mesh,
+    source=source,
+    total_steps=total_steps,
+    init=lambda: init(jax.random.key(seed)),
+    step=step,
+    schedule=schedule,
+    clock=clock,
+    probe=probe,
+  )
+
+
+def train(config: ConfigDict, seed: int, workdir: pathlib.Path) -> bool:
+  """Trains one encoder, continuing from the last checkpoint in `workdir`.
+
+  Args:
+    config: the experiment.
+    seed: of initialisation, data order, augmentation and masks.
+    workdir: receives checkpoints/, metrics.jsonl, tensorboard/.
+
+  Returns:
+    True when all steps are done, False when a SIGTERM stopped it (the state
+    is then saved).
+
+  Raises:
+    NonFiniteLossError: after `config.max_rollbacks` rollbacks.
+  """
+  job = build_job(config, seed, workdir)
+  with (
+    checkpoint.Checkpointer(
+      workdir / "checkpoints",
+      keep_last=config.checkpoint.keep_last,
+      keep_every=config.checkpoint.keep_every,
+    ) as checkpoints,
+    checkpoint.PreemptionWatcher() as preemption,
+    metric_writer.MetricWriter(
+      workdir,
+      total_steps=job.total_steps,
+      start_step=checkpoints.latest_step() or 0,
+      progress_metrics=("loss", "accuracy", "knn", "pairs_per_s"),
+    ) as writer,
+  ):
+    for rollbacks in range(config.max_rollbacks + 1):
+      try:
+        return run_steps(job, checkpoints, preemption, writer, rollbacks)
+      except FloatingPointError as error:
+        back = checkpoints.latest_step() or 0
+        writer.log(f"{error}; going back to step {back} with other clips")
+        writer.rewind(back)
+  raise NonFiniteLossError(
+    f"the loss became non-finite {config.max_rollbacks + 1} times, the last "
+    f"after step {back}; lower schedule.base_lr, set "
+    "optimizer.grad_clip_norm, or raise max_rollbacks"
+  )
+
+
+def run_steps(job, checkpoints, preemption, writer, rollbacks: int) -> bool:
+  """Runs from the last checkpoint to the end, a SIGTERM or a bad loss.
+
+  Everything random is a function of (seed, rollbacks, step), so a run that
+  is killed and restarted computes what an uninterrupted one would have.
+
+  Raises:
+    FloatingPointError: the loss or the gradient is NaN or infinite.
+  """
+  config = job.config
+  step = checkpoints.latest_step() or 0
+  state = job.init()
+  if step:
+    state, meta = checkpoints.restore(step, state, None)
+    rollbacks = max(rollbacks, meta["rollbacks"])
+  elif not rollbacks:
+    writer.log_parameter_overview(state.params)
+  key = jax.random.fold_in(jax.random.key(job.seed), rollbacks)
+  batches = pipeline.train_iterator(
+    job.source,
+    seed=job.seed + 1_000_003 * rollbacks,
+    batch_size=config.batch_size // jax.process_count(),
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    **config.data.pipeline,
+  )
+  pipeline.set_step(batches, step)
+  split = sharding.batch_sharded(job.mesh)
+  pending = None
+  job.clock.restart()
+  while step < job.total_steps:
+    batch = job.clock.wait_for(batches)
+    batch = sharding.put_batch({"waveform": batch["waveform"]}, split)
+    state, scalars, views = job.step(state, batch, key)
+    step += 1
+    # The device is busy with this step while the host looks at the last one.
+    if pending:
+      check_finite(*pending)
+    pending = (step, scalars)
+    last = step == job.total_steps
+    stop = preemption.reached(step)
+    if last or stop or step % config.log_every == 0:
+      log_step(job, writer, step, scalars, views)
+    if last or stop or step % config.checkpoint.save_every == 0:
+      # A checkpoint that was never seen to be finite is no way back.
+      check_finite(step, scalars)
+      checkpoints.save(step, state, batches, {"rollbacks": rollbacks})
+    if job.probe and (last or step % config.probe.eval_every == 0):
+      writer.write_scalars(step, job.probe(state.variables))
+      job.clock.restart()
+    if stop and not last:
+      checkpoints.wait()
+      writer.log(
+        f"stopped by SIGTERM at step {step}; saved, run again to go on"
+      )
+      return False
+  checkpoints.wait()
+  return True
+
+
+def check_finite(step: int, scalars: dict[str, jax.Array]) -> None:
+  """Raises FloatingPointError if the loss or the gradient is not finite."""
+  values = jax.device_get(scalars)
+  for name in ("loss", "grad_norm"):
+    if not math.isfinite(values[name]):
+      raise FloatingPointError(f"{name} is {values[name]} at step {step}")
+
+
+def log_step(job: Job, writer, step: int, scalars, views) -> None:
+  """Writes the metrics of a step: what it learned and how fast."""
+  values = scalars | diagnose(views) | {"lr": job.schedule(step - 1)}
+  writer.write_scalars(step, jax.device_get(values) | job.clock.read())
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Pretrains every seed of the config, then compares and reports.
+
+  Args:
+    config: the experiment.
+    workdir: folder of the run, with a folder per seed if there are several.
+  """
+  for difference in experiment.save_config(config, workdir):
+    print(f"resuming with another config: {difference}", flush=True)
+  for seed, folder in experiment.seed_folders(config, workdir).items():
+    print(f"pretraining with seed {seed} in {folder}", flush=True)
+    if not train(config, seed, folder):
+      return
+  if not config.report or jax.process_index() != 0:
+    return
+  results = None
+  if config.probe.task:
+    results = evaluate.compare(config, workdir, config.probe.task)
+  page = summary.write_pretraining_report(config, workdir, results)
+  print(f"report: {page}", flush=True)

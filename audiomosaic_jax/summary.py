@@ -1,0 +1,137 @@
+"""The report of a pretraining run: what it learned, in pictures."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import ml_collections
+import numpy as np
+from matplotlib.figure import Figure
+
+from audiomosaic_jax import (
+  evaluate,
+  experiment,
+  features,
+  masking,
+  metric_writer,
+  report,
+)
+
+ConfigDict = ml_collections.ConfigDict
+NUM_QUERIES = 5
+NUM_NEIGHBOURS = 5
+
+
+def write_pretraining_report(
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  results: Mapping[str, Mapping[str, Sequence[float]]] | None,
+) -> pathlib.Path:
+  """Writes report.html: curves, masks, neighbours and the probe table.
+
+  Args:
+    config: the experiment.
+    workdir: the finished run.
+    results: of `evaluate.compare`, or None without a labelled task.
+
+  Returns:
+    The page.
+  """
+  folders = experiment.seed_folders(config, workdir)
+  runs = {
+    f"seed {seed}": metric_writer.read_metrics(folder)
+    for seed, folder in folders.items()
+  }
+  figures = {
+    "Loss and health of the embeddings": report.plot_curves(
+      runs,
+      panels={
+        "loss": "NT-Xent loss",
+        "accuracy": "contrastive accuracy",
+        "effective_rank": "effective rank",
+      },
+      baselines={},
+    )
+  }
+  tables = []
+  if results:
+    task = evaluate.load_task(config.probe.task, config)
+    tables.append(evaluate.results_table(task.name, results))
+    figures["Probes of the frozen encoder"] = report.plot_probes(
+      runs,
+      metrics={"knn": "k-nearest neighbours", "ridge": "linear"},
+      baselines={},
+      ylabel="balanced accuracy, validation clips",
+    )
+    figures["The two masks"] = _plot_masks(config, task)
+    figures["Nearest neighbours"] = _plot_neighbours(config, folders, task)
+  return report.write_report(
+    workdir,
+    title="AudioMosaic pretraining",
+    figures=figures,
+    tables=tables,
+    text=[
+      f"{config.num_seeds} run(s) of batch {config.batch_size} in {workdir}.",
+      "The shaded range spans the seeds.",
+    ],
+  )
+
+
+def _spectrograms(config: ConfigDict, pcm: np.ndarray) -> np.ndarray:
+  """Returns the log-mel energies [N, T, F] that the encoder sees of windows."""
+  fbank = features.log_mel_fbank(features.pcm_to_float(pcm), **config.fbank)
+  # Zero mean and a half: cut to length, values left as they are.
+  cut = {**config.spectrogram, "mean": 0.0, "std": 0.5}
+  return np.asarray(features.standardize(fbank, **cut))
+
+
+def _first_windows(task: evaluate.Task, split: str) -> np.ndarray:
+  """Returns the first window [N, S] of every clip of a split."""
+  batches = task.batches[split]
+  pcm = np.concatenate([b["waveform"][b["valid"]] for b in batches])
+  clip = np.concatenate([b["clip"][b["valid"]] for b in batches])
+  return pcm[np.unique(clip, return_index=True)[1]]
+
+
+def _plot_masks(config: ConfigDict, task: evaluate.Task) -> Figure:
+  fbank = _spectrograms(config, _first_windows(task, "valid")[:1])[0]
+  keys = jax.random.split(jax.random.key(config.seed), len(experiment.VIEWS))
+  keep_ids = {}
+  for key, view in zip(keys, experiment.VIEWS, strict=True):
+    mask = config.masking[view]
+    ids = masking.keep_ids(
+      key,
+      1,
+      grid=experiment.token_grid(config),
+      layout=config.masking.layout,
+      **mask,
+    )
+    name = f"{view.replace('_', ' ')}: {mask.mode} mask, ratio {mask.ratio:g}"
+    keep_ids[name] = np.asarray(ids[0])
+  return report.plot_masks(
+    fbank,
+    keep_ids,
+    patch_size=config.model.encoder.patch_size,
+    frame_shift_ms=config.fbank.frame_shift_ms,
+    low_freq_hz=config.fbank.low_freq_hz,
+    high_freq_hz=config.fbank.high_freq_hz,
+  )
+
+
+def _plot_neighbours(
+  config: ConfigDict, folders: Mapping[int, pathlib.Path], task: evaluate.Task
+) -> Figure:
+  """Shows test clips and their neighbours for the first seed's encoder."""
+  variables = evaluate.load_variables(config, folders[config.seed])
+  embed = evaluate.make_embed_fn(experiment.build_model(config), config)
+  embeddings = evaluate.embed_task(embed, variables, task, ("test",))["test"]
+  labels = task.labels["test"]
+  queries = np.unique(labels, return_index=True)[1][:NUM_QUERIES]
+  return report.plot_neighbours(
+    _spectrograms(config, _first_windows(task, "test")),
+    embeddings,
+    [task.class_names[label] for label in labels],
+    queries=queries.tolist(),
+    k=NUM_NEIGHBOURS,
+    frame_shift_ms=config.fbank.frame_shift_ms,
+  )

@@ -1,0 +1,112 @@
+"""How fast a run is: FLOPs of the model, peak of the device, a step clock."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 peak per device, FLOP/s, from the vendors' data sheets.
+PEAK_FLOPS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v5p": 459e12,
+  "TPU v6 lite": 918e12,
+  "NVIDIA A100-SXM4-40GB": 312e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA L40S": 362e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H200": 989e12,
+}
+
+
+def encoder_flops(
+  num_tokens: int, *, patch_dim: int, width: int, depth: int, mlp_ratio: float
+) -> float:
+  r"""Returns the multiply-adds, times two, of one forward pass of one clip.
+
+  .. math:: 2 N P D + L (2 N D^2 (4 + 2 r) + 4 N^2 D)
+
+  with N tokens, patch dimension P, width D, depth L and MLP ratio r; norms,
+  softmax and activations are left out, as is customary for MFU.
+
+  Args:
+    num_tokens: tokens that enter the blocks (N).
+    patch_dim: values per patch (P).
+    width: embedding dimension (D).
+    depth: number of blocks (L).
+    mlp_ratio: hidden width of the MLP over `width` (r).
+  """
+  linear = 2 * num_tokens * width**2 * (4 + 2 * mlp_ratio)
+  attention = 4 * num_tokens**2 * width
+  return 2 * num_tokens * patch_dim * width + depth * (linear + attention)
+
+
+def peak_flops(device: jax.Device, override: float) -> float:
+  """Returns the peak FLOP/s that MFU is measured against, per device.
+
+  Args:
+    device: a device of the mesh.
+    override: `config.runtime.peak_flops_per_device`; 0 looks the device up in
+      `PEAK_FLOPS` and, where it is not listed (CPUs), times a float32 matrix
+      product, which is then the peak that this machine was seen to reach.
+  """
+  return override or PEAK_FLOPS.get(device.device_kind) or _timed_peak(device)
+
+
+def _timed_peak(device: jax.Device) -> float:
+  """Returns the best of five timed 1536 x 1536 float32 products, FLOP/s."""
+  size = 1536
+  matrix = jax.device_put(jnp.ones((size, size), jnp.float32), device)
+  product = jax.jit(lambda a: a @ a)
+  product(matrix).block_until_ready()
+  seconds = []
+  for _ in range(5):
+    start = time.perf_counter()
+    product(matrix).block_until_ready()
+    seconds.append(time.perf_counter() - start)
+  return 2 * size**3 / min(seconds)
+
+
+class StepClock:
+  """Measures pairs/s, MFU and the share of time spent waiting for data.
+
+  Args:
+    pairs_per_step: global batch size.
+    flops_per_pair: training FLOPs of one pair of views.
+    peak_flops: of all devices together.
+  """
+
+  def __init__(
+    self, *, pairs_per_step: int, flops_per_pair: float, peak_flops: float
+  ):
+    self._pairs_per_step = pairs_per_step
+    self._flops_per_pair = flops_per_pair
+    self._peak_flops = peak_flops
+    self.restart()
+
+  def restart(self) -> None:
+    """Starts a new interval; call after anything that is not training."""
+    self._start = time.perf_counter()
+    self._steps = 0
+    self._waited = 0.0
+
+  def wait_for(self, iterator):
+    """Returns the iterator's next element and adds up the wait for it."""
+    start = time.perf_counter()
+    element = next(iterator)
+    self._waited += time.perf_counter() - start
+    self._steps += 1
+    return element
+
+  def read(self) -> dict[str, float]:
+    """Returns the figures since `restart`, and restarts."""
+    seconds = max(time.perf_counter() - self._start, 1e-9)
+    pairs_per_s = self._steps * self._pairs_per_step / seconds
+    figures = {
+      "pairs_per_s": pairs_per_s,
+      "mfu": pairs_per_s * self._flops_per_pair / self._peak_flops,
+      "host_wait_fraction": self._waited / seconds,
+    }
+    self.restart()
+    return figures

@@ -1,0 +1,173 @@
+"""Reads what a compiled program does from its HLO text.
+
+Which collectives run between devices, how often and on how many bytes, and how
+many cycles the TPU compiler expects each part to take. An instruction inside a
+loop counts once per turn; loops whose length depends on data count as one turn
+and are marked.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "collective-permute",
+  "all-to-all",
+  "ragged-all-to-all",
+  "collective-broadcast",
+)
+
+Shape = tuple[str, tuple[int, ...]]
+
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_CALLED = re.compile(r"\b(?:to_apply|calls|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_SHAPE = re.compile(r"\b(pred|[a-z]+\d+)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One instruction that moves data between devices.
+
+  Attributes:
+    kind: a name in KINDS.
+    shapes: (dtype, dimensions) of the results on one device.
+    times: how often it runs in a step.
+    counted: False if a loop around it has a length that depends on data;
+      `times` then counts one turn of it.
+    op_name: where in the traced program it comes from.
+  """
+
+  kind: str
+  shapes: tuple[Shape, ...]
+  times: int
+  counted: bool
+  op_name: str
+
+  @property
+  def num_bytes(self) -> int:
+    """Bytes of the results on one device, of all the times it runs."""
+    sizes = (math.prod(dims) * _width(dtype) for dtype, dims in self.shapes)
+    return self.times * sum(sizes)
+
+
+def collectives(text: str) -> list[Collective]:
+  """Returns the collectives of a compiled program, in program order."""
+  found = []
+  for line, times, counted in instructions(text, inside_fusions=True):
+    match = _COLLECTIVE.search(line)
+    if not match:
+      continue
+    result, kind, start = match.groups()
+    shapes = tuple(
+      (dtype, tuple(int(d) for d in dims.split(",") if d))
+      for dtype, dims in _SHAPE.findall(result)
+    )
+    if start and kind != "all-reduce":
+      # A started gather or permute returns its operands first.
+      shapes = shapes[len(shapes) // 2 :]
+    found.append(Collective(kind, shapes, times, counted, _op_name(line)))
+  return found
+
+
+def cycles(text: str, part: Callable[[str], str]) -> dict[str, int]:
+  """Adds up the TPU compiler's estimates of cycles, by part of the program.
+
+  Args:
+    text: HLO text of a program compiled for TPU.
+    part: from an instruction's op name to the part it belongs to. What the
+      compiler made itself carries no name; it takes that of its loop.
+
+  Returns:
+    part -> cycles on one device, largest first. An estimate, not a measurement.
+  """
+  total = collections.Counter()
+  for line, times, _ in instructions(text, inside_fusions=False):
+    estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
+    if estimate:
+      total[part(_op_name(line))] += times * int(estimate[1])
+  return dict(total.most_common())
+
+
+def instructions(
+  text: str, *, inside_fusions: bool
+) -> Iterator[tuple[str, int, bool]]:
+  """Yields (line, times it runs, whether that number is certain).
+
+  Args:
+    text: HLO text of a compiled program.
+    inside_fusions: also yield what a fusion computes. Its time is stated once
+      for the whole, but a collective can be hidden in it.
+  """
+  bodies, entry = _computations(text)
+
+  def walk(name, times, counted, outer):
+    for line in bodies[name]:
+      op_name = _op_name(line) or outer
+      yield _named(line, op_name), times, counted
+      turns, certain = 1, True
+      if " while(" in line:
+        condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
+        length = _loop_length(bodies[condition])
+        turns, certain = length or 1, length is not None
+      if " fusion(" in line and not inside_fusions:
+        continue
+      called = _CALLED.findall(line)
+      for names in _BRANCHES.findall(line):
+        called += [n.strip().lstrip("%") for n in names.split(",")]
+      for child in called:
+        if child in bodies:
+          yield from walk(child, times * turns, counted and certain, op_name)
+
+  yield from walk(entry, 1, True, "")
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+  """Returns computation name -> its lines, and the name of the entry."""
+  bodies, name, entry = {}, None, None
+  for line in text.splitlines():
+    if header := _HEADER.match(line):
+      name = header[2]
+      bodies[name] = []
+      entry = name if header[1] else entry
+    elif name and line.startswith("  "):
+      bodies[name].append(line)
+  if entry is None:
+    raise ValueError("no ENTRY computation; pass the text of compiled HLO")
+  return bodies, entry
+
+
+def _loop_length(condition: list[str]) -> int | None:
+  """Returns n of a condition `i < n` with constant n, else None."""
+  root = next(line for line in condition if line.lstrip().startswith("ROOT"))
+  limits = [
+    int(value)
+    for line in condition
+    for value in re.findall(r"= s32\[\]\S* constant\((\d+)\)", line)
+  ]
+  plain = " compare(" in root and "direction=LT" in root and len(limits) == 1
+  return limits[0] if plain else None
+
+
+def _op_name(line: str) -> str:
+  found = re.search(r'op_name="([^"]*)"', line)
+  return found[1] if found else ""
+
+
+def _named(line: str, op_name: str) -> str:
+  """Gives an instruction without a name that of what surrounds it."""
+  if not op_name or "op_name=" in line:
+    return line
+  return f'{line} op_name="{op_name}"'
+
+
+def _width(dtype: str) -> int:
+  """Returns the bytes of one element."""
+  bits = re.search(r"\d+", dtype)
+  return max(int(bits[0]) // 8, 1) if bits else 1

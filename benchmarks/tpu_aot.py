@@ -1,0 +1,422 @@
+"""Compiles the full pretraining step for TPUs, on a machine without one.
+
+  pip install 'libtpu==0.0.42.*'
+  python -m benchmarks.tpu_aot --topologies=v5e:2x4,v4:2x2x1
+  python -m benchmarks.tpu_aot --topologies=v5e:2x4 --batch_per_device=128 \
+    --config.model.encoder.remat=full --markdown=table.md
+
+The TPU compiler itself says what one step needs: memory per device against
+the size of the device's memory, and the collectives with their bytes. It also
+estimates cycles. Nothing is executed, so nothing here is a measured speed.
+Without --batch_per_device the largest batch is searched: powers of two until
+one does not fit, then one between. A compile takes minutes.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import math
+import os
+import pathlib
+import re
+import shlex
+import sys
+import time
+
+import jax
+import ml_collections
+from absl import app, flags
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+from audiomosaic_jax import experiment, sharding
+from benchmarks import hlo, train_step
+
+ConfigDict = ml_collections.ConfigDict
+
+GIB = 2**30
+# Memory per device, as the vendor states it; the compiler keeps some back.
+HBM_GIB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What the compiler says about one topology and batch.
+
+  Attributes:
+    topology: name of the topology.
+    device_kind: name of the device.
+    num_devices: devices of the topology.
+    batch_per_device: clips per device.
+    compile_s: time of the compilation.
+    memory: bytes by kind, of `train_step.memory_bytes`; None if out of memory.
+    refusal: the compiler's words when out of memory.
+    collectives: role -> its collectives.
+    cycles: part of the step -> estimated cycles.
+    flops_per_step: of one device.
+  """
+
+  topology: str
+  device_kind: str
+  num_devices: int
+  batch_per_device: int
+  compile_s: float
+  memory: dict[str, int] | None
+  refusal: str
+  collectives: dict[str, list[hlo.Collective]]
+  cycles: dict[str, int]
+  flops_per_step: float
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+  """Returns the devices of a TPU topology that is not there.
+
+  Args:
+    name: such as "v5e:2x4" or "v4:2x2x1".
+
+  Raises:
+    RuntimeError: libtpu is missing or does not know the topology.
+  """
+  # Keep libtpu from asking a metadata server and from locking a device.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+  os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+  try:
+    return topologies.get_topology_desc(
+      platform="tpu", topology_name=name
+    ).devices
+  except Exception as error:
+    raise RuntimeError(
+      f"no compiler for topology {name!r} ({error}); install libtpu with "
+      "pip install 'libtpu==0.0.42.*' and name it like v5e:2x4 or v4:2x2x1"
+    ) from error
+
+
+def role(collective: hlo.Collective, config: ConfigDict, shapes) -> str:
+  """Says what a collective is for, from its kind and shapes.
+
+  Args:
+    collective: the instruction.
+    config: the experiment, with the global batch size.
+    shapes: shapes of all parameters.
+
+  Returns:
+    "embeddings", "embedding gradients", "BatchNorm statistics", "scalars",
+    "scalars of a random loop", "gradients", or "unexpected".
+  """
+  projector = config.model.projector
+  embedding = (config.batch_size, projector.out_features)
+  dims = {shape for _, shape in collective.shapes}
+  if collective.kind == "all-gather":
+    return "embeddings" if dims == {embedding} else "unexpected"
+  if collective.kind != "all-reduce":
+    return "unexpected"
+  if dims == {()}:
+    return "scalars" if collective.counted else "scalars of a random loop"
+  if dims == {embedding}:
+    return "embedding gradients"
+  if dims <= {(projector.hidden_features,), (projector.out_features,)}:
+    return "BatchNorm statistics"
+  # A loop over stacked blocks reduces one block at a time, [1, ...], and the
+  # positions are reduced without that of the class token.
+  positions = (
+    math.prod(experiment.token_grid(config)),
+    config.model.encoder.width,
+  )
+  known = {(), positions} | {_squeezed(s[i:]) for s in shapes for i in (0, 1)}
+  gradients = {_squeezed(shape) for shape in dims} <= known
+  return "gradients" if gradients else "unexpected"
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+  return tuple(size for size in shape if size != 1)
+
+
+def part(op_name: str) -> str:
+  """Names the part of the step that an instruction belongs to."""
+  for pattern, name in PARTS.items():
+    if re.search(pattern, op_name):
+      return name
+  return "rest: filters, fbank, masks, optimiser, copies"
+
+
+# First match wins; op names are those that JAX gives to traced functions.
+PARTS = {
+  r"transpose\(jvp\(AudioMosaic": "model backward",
+  r"jvp\(AudioMosaic": "model forward",
+  r"be,ne->bn": "loss",
+  r"vmap\(vmap\(\)\)": "resampling: slices",
+  r"jit\(fft\)": "Fourier transforms",
+  r"_roll_dynamic": "roll",
+  r"_beta": "random gain",
+  r"take_along_axis": "phase vocoder: gather",
+  r"train_step\)/while": "phase vocoder: scan",
+}
+
+
+def compile_step(
+  config: ConfigDict, topology: str, batch_per_device: int, hlo_dir: str
+) -> Report:
+  """Compiles the step of `config` for a topology and reads the result."""
+  devices = topology_devices(topology)
+  mesh = sharding.make_mesh(devices)
+  config = config.copy_and_resolve_references()
+  config.batch_size = batch_per_device * len(devices)
+  setup = train_step.build(config, mesh)
+  lowered = setup.step.lower(*setup.shapes)
+  report = Report(
+    topology=topology,
+    device_kind=devices[0].device_kind,
+    num_devices=len(devices),
+    batch_per_device=batch_per_device,
+    compile_s=0.0,
+    memory=None,
+    refusal="",
+    collectives={},
+    cycles={},
+    flops_per_step=experiment.flops_per_pair(config) * batch_per_device,
+  )
+  start = time.perf_counter()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return dataclasses.replace(
+      report,
+      compile_s=time.perf_counter() - start,
+      refusal=out_of_memory(str(error)),
+    )
+  seconds = time.perf_counter() - start
+  text = compiled.as_text()
+  if hlo_dir:
+    name = f"{topology.replace(':', '_')}_{batch_per_device}.hlo"
+    pathlib.Path(hlo_dir).mkdir(parents=True, exist_ok=True)
+    (pathlib.Path(hlo_dir) / name).write_text(text)
+  shapes = [leaf.shape for leaf in jax.tree.leaves(setup.shapes[0].params)]
+  roles = {}
+  for collective in hlo.collectives(text):
+    roles.setdefault(role(collective, config, shapes), []).append(collective)
+  return dataclasses.replace(
+    report,
+    compile_s=seconds,
+    memory=train_step.memory_bytes(compiled),
+    collectives=roles,
+    cycles=hlo.cycles(text, part),
+  )
+
+
+def out_of_memory(message: str) -> str:
+  """Returns the sentence of the compiler's error that holds the sizes."""
+  found = re.search(r"Used [\d.]+\w? of [\d.]+\w? hbm", message)
+  return found[0] if found else message.splitlines()[0][:120]
+
+
+def search(compile_at, start: int) -> list:
+  """Compiles powers of two until one does not fit, then one between.
+
+  Args:
+    compile_at: batch per device -> Report.
+    start: first batch per device, halved until one fits.
+
+  Returns:
+    All reports, in the order in which they were made.
+  """
+  reports = [compile_at(start)]
+  step = 2.0 if reports[0].memory else 0.5
+  while batch := int(reports[-1].batch_per_device * step):
+    reports.append(compile_at(batch))
+    if (reports[-1].memory is None) == (step == 2.0):
+      break
+  fits = [r.batch_per_device for r in reports if r.memory]
+  fails = [r.batch_per_device for r in reports if not r.memory]
+  if fits and fails:
+    between = (max(fits) + min(fails)) // 2
+    if between not in (*fits, *fails):
+      reports.append(compile_at(between))
+  return reports
+
+
+def verdicts(report: Report) -> list[str]:
+  """Returns what was expected of the collectives, and whether it holds."""
+  roles = report.collectives
+  every = [c for found in roles.values() for c in found]
+  gradients = roles.get("gradients", [])
+  runs = sum(c.times for c in gradients)
+  checks = {
+    "no all-to-all": not any("all-to-all" in c.kind for c in every),
+    "no collective-permute": not any(
+      c.kind == "collective-permute" for c in every
+    ),
+    "all-gathers of embeddings only": all(
+      c in roles.get("embeddings", []) for c in every if c.kind == "all-gather"
+    ),
+    "no all-reduce in a loop of random length": not roles.get(
+      "scalars of a random loop"
+    ),
+    "nothing unexpected": "unexpected" not in roles,
+    f"gradients in one all-reduce (is: {len(gradients)} instructions that run "
+    f"{runs} times)": runs == 1,
+  }
+  return [f"{'yes' if ok else 'NO '}  {text}" for text, ok in checks.items()]
+
+
+def collective_rows(report: Report) -> list[str]:
+  """Returns a line per role: instructions, runs, bytes, types and shapes."""
+  rows = []
+  for name, found in report.collectives.items():
+    kinds = sorted({c.kind for c in found})
+    types = sorted({dtype for c in found for dtype, _ in c.shapes})
+    runs = sum(c.times for c in found)
+    sure = "" if all(c.counted for c in found) else " or more"
+    total = sum(c.num_bytes for c in found)
+    rows.append(
+      f"| {name} | {', '.join(kinds)} | {len(found)} | {runs}{sure} | "
+      f"{total / 1e6:.3f} | {', '.join(types)} |"
+    )
+  return rows
+
+
+def scaling_rows(report: Report, device_counts: tuple[int, ...]) -> list[str]:
+  """Returns the bytes of a step per device as devices are added.
+
+  The batch per device stays. Reductions of gradients do not grow; what is
+  gathered of the embeddings does, in proportion to the global batch.
+  """
+  totals = {
+    name: sum(c.num_bytes for c in found)
+    for name, found in report.collectives.items()
+  }
+  growing = sum(totals.get(n, 0) for n in ("embeddings", "embedding gradients"))
+  fixed = sum(totals.values()) - growing
+  return [
+    f"| {n} | {n * report.batch_per_device} | {fixed / 1e6:.1f} | "
+    f"{growing * n / report.num_devices / 1e6:.1f} |"
+    for n in device_counts
+  ]
+
+
+def memory_row(report: Report) -> str:
+  """Returns the line of the table of memory and compile time."""
+  r, hbm = report, HBM_GIB.get(report.device_kind)
+  cells = [r.topology, r.num_devices, r.batch_per_device]
+  cells.append(r.num_devices * r.batch_per_device)
+  if r.memory:
+    kinds = ("argument", "output", "alias", "temp", "code", "total")
+    cells += [f"{r.memory[kind] / GIB:.2f}" for kind in kinds]
+    cells += [f"{hbm or '?'}", "fits"]
+  else:
+    cells += ["-"] * 6 + [f"{hbm or '?'}", f"out of memory: {r.refusal}"]
+  cells.append(f"{r.compile_s:.0f}")
+  return f"| {' | '.join(map(str, cells))} |"
+
+
+def page(reports: list[Report], command: str) -> str:
+  """Returns the report in Markdown; details for the largest batch that fits."""
+  versions = ", ".join(
+    f"{name} {importlib.metadata.version(name)}"
+    for name in ("jax", "flax", "libtpu")
+  )
+  lines = [
+    "# The pretraining step, compiled ahead of time for TPUs",
+    "",
+    "Compiled by the TPU compiler on a machine without a TPU; nothing was "
+    "executed. Cycles are the compiler's own estimates.",
+    "",
+    f"{datetime.date.today()}, {versions}",
+    "",
+    f"```\n{command}\n```",
+    "",
+    "Per device, GiB. The total is argument + output - alias + temp + code.",
+    "",
+    "| topology | devices | batch per device | global batch | argument | "
+    "output | alias | temp | code | total | HBM | result | compile s |",
+    "|" + "---|" * 13,
+    *map(memory_row, reports),
+  ]
+  for name in dict.fromkeys(r.topology for r in reports):
+    fits = [r for r in reports if r.topology == name and r.memory]
+    if fits:
+      lines += details(max(fits, key=lambda r: r.batch_per_device))
+  return "\n".join(lines) + "\n"
+
+
+def details(report: Report) -> list[str]:
+  """Returns collectives, scaling and estimated cycles of one compilation."""
+  total = sum(report.cycles.values())
+  counts = tuple(report.num_devices * 4**i for i in range(4))
+  lines = [
+    "",
+    f"## {report.topology}, {report.batch_per_device} clips per device",
+    "",
+    "```",
+    *verdicts(report),
+    "```",
+    "",
+    "| collectives | kind | instructions | runs per step | MB per device | "
+    "types |",
+    "|" + "---|" * 6,
+    *collective_rows(report),
+    "",
+    "Result bytes per device and step at this batch per device:",
+    "",
+    "| devices | global batch | constant MB | MB growing with the batch |",
+    "|" + "---|" * 4,
+    *scaling_rows(report, counts),
+    "",
+    f"Estimated cycles: {total / 1e6:.0f} million for "
+    f"{report.flops_per_step / 1e12:.1f} TFLOP of the encoder.",
+    "",
+    "| part | million cycles | share |",
+    "|" + "---|" * 3,
+  ]
+  lines += [
+    f"| {name} | {count / 1e6:.1f} | {100 * count / total:.1f} % |"
+    for name, count in report.cycles.items()
+  ]
+  return lines
+
+
+def main(argv: list[str]) -> None:
+  """Prints the page after each topology, so that a long run can be read."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  jax.config.update("jax_platforms", "cpu")
+  reports = []
+
+  def compile_at(topology, batch):
+    print(f"compiling {topology}, {batch} per device", flush=True)
+    report = compile_step(CONFIG.value, topology, batch, HLO_DIR.value)
+    reports.append(report)
+    print(memory_row(report), flush=True)
+    return report
+
+  command = shlex.join(["python", "-m", "benchmarks.tpu_aot", *sys.argv[1:]])
+  for topology in TOPOLOGIES.value:
+    if BATCH_PER_DEVICE.value:
+      for batch in BATCH_PER_DEVICE.value:
+        compile_at(topology, int(batch))
+    else:
+      search(lambda batch, t=topology: compile_at(t, batch), START.value)
+    text = page(reports, command)
+    print(text, flush=True)
+    if MARKDOWN.value:
+      pathlib.Path(MARKDOWN.value).write_text(text)
+
+
+if __name__ == "__main__":
+  CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/pretrain.py", "The experiment.", lock_config=True
+  )
+  TOPOLOGIES = flags.DEFINE_list(
+    "topologies", "v5e:2x4,v4:2x2x1", "TPU topologies to compile for."
+  )
+  BATCH_PER_DEVICE = flags.DEFINE_list(
+    "batch_per_device", "", "Clips per device; empty searches the largest."
+  )
+  START = flags.DEFINE_integer("start", 64, "Where the search starts.")
+  MARKDOWN = flags.DEFINE_string("markdown", "", "File to write the page to.")
+  HLO_DIR = flags.DEFINE_string("hlo_dir", "", "Folder for the programs' text.")
+  app.run(main)

@@ -1,0 +1,170 @@
+"""Contrastive pretraining, with the values of the paper.
+
+  python -m audiomosaic_jax.main --config=configs/pretrain.py \
+    --workdir=runs/pretrain --config.data.source.data_dir=AUDIOSET_DIR
+
+Presets:   configs/pretrain.py:demo      packaged audio, CPU, minutes
+           configs/pretrain.py:smoke     two steps of everything
+           configs/pretrain.py:released  the published code's masks and table
+Switches:  configs/pretrain.py:variant=small,batch_size=1024
+           mask=time_freq|time|freq|random   what each view loses
+           time_ratio=0.6 freq_ratio=0.4     how much of it
+           augment_level=0..7                how many augmentations
+"""
+
+import ml_collections
+
+from configs import common
+
+PRESETS = ("paper", "demo", "smoke", "released")
+
+# How the first and the second view are masked.
+MASKS = {
+  "time_freq": ("time", "freq"),
+  "time": ("time", "time"),
+  "freq": ("freq", "freq"),
+  "random": ("random", "random"),
+}
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+  """Returns the experiment; `argument` is the text after the colon."""
+  args = common.parse_arguments(
+    argument,
+    preset="paper",
+    variant="base",
+    batch_size=6144,
+    mask="time_freq",
+    time_ratio=0.6,
+    freq_ratio=0.4,
+    augment_level=7,
+  )
+  common.choose("preset", args.preset, PRESETS)
+  config = paper(args)
+  if args.preset == "released":
+    released(config)
+  if args.preset in ("demo", "smoke"):
+    demo(config, args, argument)
+  if args.preset == "smoke":
+    smoke(config)
+  return config
+
+
+def paper(args: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The published run: AudioSet, ViT-B/16, 400 epochs of batch 6144."""
+  common.choose("mask", args.mask, MASKS)
+  first, second = MASKS[args.mask]
+  ratios = {"time": args.time_ratio, "freq": args.freq_ratio}
+  ratios["random"] = (args.time_ratio + args.freq_ratio) / 2
+  return ml_collections.ConfigDict(
+    {
+      "mode": "pretrain",
+      "seed": 0,
+      # Repeat with seed, seed + 1, ...; the report then shows the spread.
+      "num_seeds": 1,
+      "batch_size": args.batch_size,
+      # `total` and `warmup` count "epochs" or "steps".
+      "duration": {"unit": "epochs", "total": 400.0, "warmup": 1.0},
+      "data": {
+        # Arguments of data.datasets.make_dataset.
+        "source": {
+          "name": "tfds",
+          "split": "train",
+          "data_dir": "~/tensorflow_datasets/audioset",
+        },
+        # Bad clips are replaced and listed; above this share the run stops.
+        # Decoded clips are kept in memory up to cache_bytes; 0 keeps none.
+        "guard": {"max_bad_fraction": 0.05, "cache_bytes": 0},
+        # Arguments of data.pipeline.train_iterator.
+        "pipeline": {
+          "clip_samples": 160_000,
+          "crop": "random",
+          "pad": "pad",
+          "num_threads": 16,
+          "prefetch_size": 64,
+          "num_workers": 0,
+        },
+      },
+      "fbank": common.fbank(),
+      "spectrogram": common.AUDIOSET,
+      "augment": common.augment(args.augment_level),
+      "masking": {
+        "layout": "paper",
+        "view_time": {"mode": first, "ratio": ratios[first]},
+        "view_freq": {"mode": second, "ratio": ratios[second]},
+      },
+      # Arguments of models.audiomosaic.build, except the grid.
+      "model": {
+        "encoder": common.vit(args.variant),
+        "projector": {"hidden_features": 512, "out_features": 128},
+        "pooling": "mean",
+        "use_fc_norm": True,
+        "temperature": 0.1,
+        "logit_bias": 0.0,
+        "learnable_temperature": False,
+        "learnable_bias": False,
+        "num_online_classes": 0,
+      },
+      "optimizer": common.adamw(),
+      # Arguments of optimizer.make_schedule, except the steps.
+      "schedule": {
+        "name": "cosine",
+        "base_lr": 6e-4,
+        "min_lr": 1e-6,
+        "milestones": None,
+        "milestone_factor": None,
+      },
+      "checkpoint": {"save_every": 1000, "keep_last": 3, "keep_every": 20_000},
+      # Non-finite losses roll back to the last checkpoint this many times.
+      "max_rollbacks": 3,
+      "log_every": 50,
+      # Probe on labelled clips while training; task "" turns it off.
+      "probe": common.probe(task="", eval_every=5000),
+      "report": True,
+      "runtime": common.runtime(),
+    }
+  )
+
+
+def released(config: ml_collections.ConfigDict) -> None:
+  """The published code: tokens read as an (8, 64) grid, see masking.py."""
+  config.masking.layout = "released"
+  config.model.encoder.pos_layout = "released"
+
+
+def demo(
+  config: ml_collections.ConfigDict,
+  args: ml_collections.ConfigDict,
+  argument: str,
+) -> None:
+  """Packaged real audio, a small encoder, 1.28-second clips, two CPU cores."""
+  if "variant=" not in argument:
+    config.model.encoder = common.vit("micro")
+  if "batch_size=" not in argument:
+    config.batch_size = 128
+  config.num_seeds = 3
+  config.duration = {"unit": "steps", "total": 600.0, "warmup": 50.0}
+  config.data.source = ml_collections.ConfigDict(
+    {"name": "demo", "split": "pretrain"}
+  )
+  config.data.guard.cache_bytes = 2**30
+  config.data.pipeline.update(
+    clip_samples=20_720, pad="repeat", num_threads=2, prefetch_size=8
+  )
+  config.spectrogram.num_frames = 128
+  config.model.encoder.update(drop_path=0.0, remat="none", dtype="float32")
+  config.model.projector.hidden_features = 256
+  config.schedule.base_lr = 2e-3
+  config.checkpoint = {"save_every": 100, "keep_last": 2, "keep_every": 0}
+  config.log_every = 10
+  config.probe = common.probe(task="demo", eval_every=200)
+
+
+def smoke(config: ml_collections.ConfigDict) -> None:
+  """Every part of the job in two steps, to see that a machine works."""
+  config.num_seeds = 1
+  config.batch_size = 16
+  config.duration = {"unit": "steps", "total": 2.0, "warmup": 1.0}
+  config.checkpoint.save_every = 1
+  config.log_every = 1
+  config.probe.eval_every = 2
