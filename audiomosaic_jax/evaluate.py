@@ -25,8 +25,8 @@ from audiomosaic_jax import (
   experiment,
   features,
   metrics,
-  report,
   sharding,
+  tables,
 )
 from audiomosaic_jax.data import datasets, pipeline
 
@@ -314,16 +314,16 @@ def compare(
   temporary = path.with_suffix(".tmp")
   temporary.write_text(json.dumps(results, indent=2) + "\n")
   temporary.replace(path)
-  print(report.table_text(results_table(task.name, results)), flush=True)
+  print(tables.table_text(results_table(task.name, results)), flush=True)
   return results
 
 
 def results_table(
   task_name: str, results: Mapping[str, Mapping[str, Sequence[float]]]
-) -> report.Table:
+) -> tables.Table:
   """Returns the table of `compare`, for the terminal and the report."""
   num_seeds = max(len(v) for row in results.values() for v in row.values())
-  return report.comparison_table(
+  return tables.comparison_table(
     f"{task_name}: balanced test accuracy, mean ± std of {num_seeds} seeds",
     results,
   )

@@ -10,15 +10,16 @@ import html
 import io
 import pathlib
 import re
-import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from audiomosaic_jax.tables import Table
 
 # Okabe and Ito's palette: told apart with any common colour blindness.
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -28,20 +29,6 @@ SPECTRUM = "magma"
 
 Number = int | float | np.number
 Runs = Mapping[str, Sequence[Mapping[str, Number]]]
-
-
-class Table(NamedTuple):
-  """A table of the report.
-
-  Attributes:
-    caption: what it shows.
-    columns: headings.
-    rows: one sequence of cell texts per row; the first cell names the row.
-  """
-
-  caption: str
-  columns: Sequence[str]
-  rows: Sequence[Sequence[str]]
 
 
 def plot_curves(
@@ -194,45 +181,6 @@ def plot_neighbours(
   for ax, text in zip(axes[0], ("query", "nearest first"), strict=False):
     ax.text(0, 1.2, text, transform=ax.transAxes, fontsize=9, color=GREY)
   return figure
-
-
-def comparison_table(
-  caption: str, results: Mapping[str, Mapping[str, Sequence[Number]]]
-) -> Table:
-  """Returns a table of methods by metrics, mean ± standard deviation.
-
-  Args:
-    caption: what is compared, and over what the spread is.
-    results: method -> metric -> one value per repetition.
-  """
-  metrics = list(dict.fromkeys(m for row in results.values() for m in row))
-  rows = [
-    [method, *(mean_and_std(row[m]) if m in row else "-" for m in metrics)]
-    for method, row in results.items()
-  ]
-  return Table(caption, ["method", *metrics], rows)
-
-
-def table_text(table: Table) -> str:
-  """Returns a table for the terminal, columns aligned."""
-  rows = [table.columns, *table.rows]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    "  ".join(
-      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-    )
-    for row in rows
-  ]
-  rule = "  ".join("-" * width for width in widths)
-  return "\n".join([table.caption, lines[0], rule, *lines[1:]])
-
-
-def mean_and_std(values: Sequence[Number]) -> str:
-  """Returns "0.531 ± 0.012"; a single value has no spread to show."""
-  mean = f"{statistics.fmean(values):.3f}"
-  if len(values) == 1:
-    return mean
-  return f"{mean} ± {statistics.stdev(values):.3f}"
 
 
 def write_report(

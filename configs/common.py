@@ -11,13 +11,12 @@ ConfigDict = ml_collections.ConfigDict
 # (num_frames, mean, std) of the log-mel filter bank, as published.
 AUDIOSET = {"num_frames": 1024, "mean": -4.2677393, "std": 4.5689974}
 
-# width, depth, num_heads
 VIT_SIZES = {
-  "micro": (128, 4, 4),
-  "tiny": (192, 12, 3),
-  "small": (384, 12, 6),
-  "base": (768, 12, 12),
-  "large": (1024, 24, 16),
+  "micro": {"width": 128, "depth": 4, "num_heads": 4},
+  "tiny": {"width": 192, "depth": 12, "num_heads": 3},
+  "small": {"width": 384, "depth": 12, "num_heads": 6},
+  "base": {"width": 768, "depth": 12, "num_heads": 12},
+  "large": {"width": 1024, "depth": 24, "num_heads": 16},
 }
 
 # The order of the published code; `augment_level` n takes the first n of it
@@ -129,13 +128,10 @@ def vit(size: str) -> ConfigDict:
   Args:
     size: one of `VIT_SIZES`.
   """
-  width, depth, num_heads = VIT_SIZES[choose("variant", size, VIT_SIZES)]
   return ConfigDict(
     {
       "patch_size": 16,
-      "width": width,
-      "depth": depth,
-      "num_heads": num_heads,
+      **VIT_SIZES[choose("variant", size, VIT_SIZES)],
       "mlp_ratio": 4.0,
       "drop_path": 0.1,
       "norm": "layernorm",

@@ -7,6 +7,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from audiomosaic_jax import losses
 from audiomosaic_jax.models import audiomosaic, heads, vit
+from configs import common
 
 ENCODER = {
   "patch_size": 16,
@@ -42,7 +43,7 @@ SETTINGS = {
 }
 FULL_SIZE = {
   "grid": (64, 8),
-  "encoder": {"mlp_ratio": 4.0, **vit.VARIANTS["base"]},
+  "encoder": {"mlp_ratio": 4.0, **common.VIT_SIZES["base"]},
   "projector": {"hidden_features": 512, "out_features": 128},
 }
 FBANK = jnp.asarray(

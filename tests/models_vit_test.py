@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from audiomosaic_jax import import_torch, masking
 from audiomosaic_jax.models import vit
+from configs import common
 
 ENCODERS = ("encoder_a", "encoder_b", "encoder_c", "encoder_d")
 # The reference's own rounding is 1e-6 to 3e-6; wrong GELU or eps gives 8e-5.
@@ -355,14 +356,14 @@ def test_without_class_token_every_token_is_a_patch():
   assert "cls_token" not in variables["params"]
 
 
-@pytest.mark.parametrize("name", vit.VARIANTS)
+@pytest.mark.parametrize("name", common.VIT_SIZES)
 @pytest.mark.parametrize("class_token", [True, False])
 def test_parameter_counts_follow_from_the_equations(name, class_token):
   model = small(
     grid=(64, 8),
     mlp_ratio=4.0,
     class_token=class_token,
-    **vit.VARIANTS[name],
+    **common.VIT_SIZES[name],
   )
   shapes = jax.eval_shape(
     lambda key: model.init(key, jnp.zeros((1, 1024, 128)), None, train=False),

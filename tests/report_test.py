@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from audiomosaic_jax import report
+from audiomosaic_jax import report, tables
 
 RUNS = {
   "seed 0": [{"step": 10, "loss": 4.0, "knn": 0.2}, {"step": 20, "loss": 2.0}],
@@ -133,7 +133,7 @@ def test_a_silent_spectrogram_can_be_drawn():
 
 
 def test_the_table_shows_mean_and_sample_deviation():
-  table = report.comparison_table(
+  table = tables.comparison_table(
     "scores",
     {"ours": {"kNN": [0.4, 0.6], "ridge": [0.5]}, "log-mel": {"ridge": [1]}},
   )
@@ -165,7 +165,7 @@ def page(tmp_path):
     tmp_path,
     title="<script>alert(1)</script>",
     figures={'Loss & "accuracy"': Figure(figsize=(1, 1))},
-    tables=[report.Table("<b>", ["<i>"], [["<u>"]])],
+    tables=[tables.Table("<b>", ["<i>"], [["<u>"]])],
     text=["a < b"],
   )
   assert path == tmp_path / "report.html"

@@ -381,11 +381,3 @@ REMAT = {
     policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   ),
 }
-
-VARIANTS = {
-  "micro": dict(width=128, depth=4, num_heads=4),
-  "tiny": dict(width=192, depth=12, num_heads=3),
-  "small": dict(width=384, depth=12, num_heads=6),
-  "base": dict(width=768, depth=12, num_heads=12),
-  "large": dict(width=1024, depth=24, num_heads=16),
-}
