@@ -26,11 +26,11 @@ lint: $(BIN)/.installed-dev  ## Check format and style.
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
 bench: $(BIN)/.installed-dev  ## Time the input pipeline and the training step.
-	$(BIN)/python benchmarks/input_pipeline.py
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python -m benchmarks.input_pipeline
+	$(BIN)/python -m benchmarks.train_step
 
 tpu-aot: $(BIN)/.installed-aot  ## Compile the full step for TPUs, on this CPU.
-	$(BIN)/python benchmarks/tpu_aot.py
+	$(BIN)/python -m benchmarks.tpu_aot
 
 clean:  ## Remove the environment and everything that runs wrote.
 	rm -rf $(VENV) runs

@@ -22,6 +22,8 @@ _WINDOW_S = 0.064
 _RATIO_STEPS = 256
 # Length of the resampling kernel on either side, in input samples.
 _KERNEL_RADIUS = 24
+# Samples per row of the gather in `_slices`: a TPU register's width.
+_ROW = 128
 # Spectra of a power below this are silence, of phase zero.
 _SILENCE = 1e-24
 
@@ -296,16 +298,39 @@ def resample(
   cutoff = 0.95 * jnp.minimum(1.0, 1.0 / ratio)
   taper = jnp.maximum(1.0 - jnp.square(distance / _KERNEL_RADIUS), 0.0)
   kernel = cutoff * jnp.sinc(cutoff * distance) * jnp.square(taper)
-  # A slice that starts after the end is moved back to these zeros.
   padded = jnp.pad(waveform, ((0, 0), (_KERNEL_RADIUS, slice_length)))
-  starts = jnp.arange(num_blocks) * step[:, None]
-
-  def cut(row, start):
-    return lax.dynamic_slice(row, (start,), (slice_length,))
-
-  slices = jax.vmap(jax.vmap(cut, in_axes=(None, 0)))(padded, starts)
+  # A slice that would start after the end starts at the zeros behind it.
+  starts = jnp.minimum(
+    jnp.arange(num_blocks) * step[:, None], samples + _KERNEL_RADIUS
+  )
+  slices = _slices(padded, starts, slice_length)
   blocks = jnp.matmul(slices, kernel, precision=lax.Precision.HIGHEST)
   return blocks.reshape(batch, num_blocks * _RATIO_STEPS)
+
+
+def _slices(
+  x: Float[Array, "batch samples"], starts: Int[Array, "batch n"], length: int
+) -> Float[Array, "batch n length"]:
+  """Returns x[b, start : start + length] for every start of every example.
+
+  `vmap` of `dynamic_slice` compiles to a loop with a turn per slice, which
+  took two fifths of a training step on a TPU (compiled for v5e). This gathers
+  whole rows of 128 samples instead, and then shifts each by its remainder:
+  by 1, 2, 4 ... 64 samples, as the bits of the remainder say.
+  """
+  batch, num_slices = starts.shape
+  num_rows = -(-(length + _ROW - 1) // _ROW)
+  rows = jnp.pad(x, ((0, 0), (0, num_rows * _ROW - x.shape[1] % _ROW)))
+  rows = rows.reshape(batch, -1, _ROW)
+  first, remainder = starts // _ROW, starts % _ROW
+  index = (first[:, :, None] + jnp.arange(num_rows)).reshape(batch, -1, 1)
+  cut = jnp.take_along_axis(rows, index, axis=1, mode="clip")
+  cut = cut.reshape(batch, num_slices, num_rows * _ROW)
+  for bit in range(_ROW.bit_length() - 1):
+    shift = 1 << bit
+    moves = (remainder >> bit & 1)[:, :, None] == 1
+    cut = jnp.where(moves, cut[..., shift:], cut[..., :-shift])
+  return cut[..., :length]
 
 
 def shift_pitch(

@@ -12,6 +12,12 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
+import ml_collections
+
+from audiomosaic_jax import experiment
+
+ConfigDict = ml_collections.ConfigDict
+
 KINDS = (
   "all-gather",
   "all-reduce",
@@ -93,6 +99,65 @@ def cycles(text: str, part: Callable[[str], str]) -> dict[str, int]:
     if estimate:
       total[part(_op_name(line))] += times * int(estimate[1])
   return dict(total.most_common())
+
+
+def role(collective: Collective, config: ConfigDict, shapes) -> str:
+  """Says what a collective is for, from its kind and shapes.
+
+  Args:
+    collective: the instruction.
+    config: the experiment, with the global batch size.
+    shapes: shapes of all parameters.
+
+  Returns:
+    "embeddings", "embedding gradients", "BatchNorm statistics", "scalars",
+    "scalars of a random loop", "gradients", or "unexpected".
+  """
+  projector = config.model.projector
+  embedding = (config.batch_size, projector.out_features)
+  dims = {shape for _, shape in collective.shapes}
+  if collective.kind == "all-gather":
+    return "embeddings" if dims == {embedding} else "unexpected"
+  if collective.kind != "all-reduce":
+    return "unexpected"
+  if dims == {()}:
+    return "scalars" if collective.counted else "scalars of a random loop"
+  if dims == {embedding}:
+    return "embedding gradients"
+  if dims <= {(projector.hidden_features,), (projector.out_features,)}:
+    return "BatchNorm statistics"
+  # A loop over stacked blocks reduces one block at a time, [1, ...], and the
+  # positions are reduced without that of the class token.
+  tokens = math.prod(experiment.token_grid(config))
+  known = {(), (tokens, config.model.encoder.width)}
+  known |= {_squeezed(shape[i:]) for shape in shapes for i in (0, 1)}
+  return "gradients" if set(map(_squeezed, dims)) <= known else "unexpected"
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+  return tuple(size for size in shape if size != 1)
+
+
+def part(op_name: str) -> str:
+  """Names the part of the step that an instruction belongs to."""
+  for pattern, name in PARTS.items():
+    if re.search(pattern, op_name):
+      return name
+  return "rest: filters, fbank, masks, optimiser, copies"
+
+
+# First match wins; op names are those that JAX gives to traced functions.
+PARTS = {
+  r"transpose\(jvp\(AudioMosaic": "model backward",
+  r"jvp\(AudioMosaic": "model forward",
+  r"be,ne->bn": "loss",
+  r"vmap\(vmap\(\)\)": "resampling: slices",
+  r"jit\(fft\)": "Fourier transforms",
+  r"_roll_dynamic": "roll",
+  r"_beta": "random gain",
+  r"take_along_axis": "phase vocoder: gather",
+  r"train_step\)/while": "phase vocoder: scan",
+}
 
 
 def instructions(

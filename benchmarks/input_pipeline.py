@@ -1,6 +1,6 @@
 """Host time per training pair: this package against a host-side pipeline.
 
-  python benchmarks/input_pipeline.py --clip_s=10 --pairs=24
+  python -m benchmarks.input_pipeline --clip_s=10 --pairs=24
 
 A pair is two independently augmented filter banks of one clip. Here the host
 only decodes, crops and stacks 16-bit samples; augmentation and filter bank run

@@ -15,7 +15,6 @@ one does not fit, then one between. A compile takes minutes.
 import dataclasses
 import datetime
 import importlib.metadata
-import math
 import os
 import pathlib
 import re
@@ -48,24 +47,32 @@ class Report:
     device_kind: name of the device.
     num_devices: devices of the topology.
     batch_per_device: clips per device.
+    flops_per_step: of the encoder, on one device.
     compile_s: time of the compilation.
-    memory: bytes by kind, of `train_step.memory_bytes`; None if out of memory.
-    refusal: the compiler's words when out of memory.
+    memory: bytes by kind, of `train_step.memory_bytes`; None if too much.
+    refusal: the compiler's words when it is too much.
     collectives: role -> its collectives.
     cycles: part of the step -> estimated cycles.
-    flops_per_step: of one device.
   """
 
   topology: str
   device_kind: str
   num_devices: int
   batch_per_device: int
-  compile_s: float
-  memory: dict[str, int] | None
-  refusal: str
-  collectives: dict[str, list[hlo.Collective]]
-  cycles: dict[str, int]
   flops_per_step: float
+  compile_s: float = 0.0
+  memory: dict[str, int] | None = None
+  refusal: str = ""
+  collectives: dict[str, list[hlo.Collective]] = dataclasses.field(
+    default_factory=dict
+  )
+  cycles: dict[str, int] = dataclasses.field(default_factory=dict)
+
+  @property
+  def fits(self) -> bool:
+    """Whether it compiled and what it plans is not more than the HBM."""
+    hbm = HBM_GIB.get(self.device_kind, float("inf")) * GIB
+    return self.memory is not None and self.memory["total"] <= hbm
 
 
 def topology_devices(name: str) -> list[jax.Device]:
@@ -83,77 +90,16 @@ def topology_devices(name: str) -> list[jax.Device]:
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
   os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+  # On these chips JAX runs both cores as one device; here it must be asked to.
+  megacore = name.startswith(("v4", "v5p"))
+  options = {"chip_config_name": "megacore"} if megacore else {}
   try:
-    return topologies.get_topology_desc(
-      platform="tpu", topology_name=name
-    ).devices
+    return topologies.get_topology_desc(name, "tpu", **options).devices
   except Exception as error:
     raise RuntimeError(
       f"no compiler for topology {name!r} ({error}); install libtpu with "
       "pip install 'libtpu==0.0.42.*' and name it like v5e:2x4 or v4:2x2x1"
     ) from error
-
-
-def role(collective: hlo.Collective, config: ConfigDict, shapes) -> str:
-  """Says what a collective is for, from its kind and shapes.
-
-  Args:
-    collective: the instruction.
-    config: the experiment, with the global batch size.
-    shapes: shapes of all parameters.
-
-  Returns:
-    "embeddings", "embedding gradients", "BatchNorm statistics", "scalars",
-    "scalars of a random loop", "gradients", or "unexpected".
-  """
-  projector = config.model.projector
-  embedding = (config.batch_size, projector.out_features)
-  dims = {shape for _, shape in collective.shapes}
-  if collective.kind == "all-gather":
-    return "embeddings" if dims == {embedding} else "unexpected"
-  if collective.kind != "all-reduce":
-    return "unexpected"
-  if dims == {()}:
-    return "scalars" if collective.counted else "scalars of a random loop"
-  if dims == {embedding}:
-    return "embedding gradients"
-  if dims <= {(projector.hidden_features,), (projector.out_features,)}:
-    return "BatchNorm statistics"
-  # A loop over stacked blocks reduces one block at a time, [1, ...], and the
-  # positions are reduced without that of the class token.
-  positions = (
-    math.prod(experiment.token_grid(config)),
-    config.model.encoder.width,
-  )
-  known = {(), positions} | {_squeezed(s[i:]) for s in shapes for i in (0, 1)}
-  gradients = {_squeezed(shape) for shape in dims} <= known
-  return "gradients" if gradients else "unexpected"
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-  return tuple(size for size in shape if size != 1)
-
-
-def part(op_name: str) -> str:
-  """Names the part of the step that an instruction belongs to."""
-  for pattern, name in PARTS.items():
-    if re.search(pattern, op_name):
-      return name
-  return "rest: filters, fbank, masks, optimiser, copies"
-
-
-# First match wins; op names are those that JAX gives to traced functions.
-PARTS = {
-  r"transpose\(jvp\(AudioMosaic": "model backward",
-  r"jvp\(AudioMosaic": "model forward",
-  r"be,ne->bn": "loss",
-  r"vmap\(vmap\(\)\)": "resampling: slices",
-  r"jit\(fft\)": "Fourier transforms",
-  r"_roll_dynamic": "roll",
-  r"_beta": "random gain",
-  r"take_along_axis": "phase vocoder: gather",
-  r"train_step\)/while": "phase vocoder: scan",
-}
 
 
 def compile_step(
@@ -171,11 +117,6 @@ def compile_step(
     device_kind=devices[0].device_kind,
     num_devices=len(devices),
     batch_per_device=batch_per_device,
-    compile_s=0.0,
-    memory=None,
-    refusal="",
-    collectives={},
-    cycles={},
     flops_per_step=experiment.flops_per_pair(config) * batch_per_device,
   )
   start = time.perf_counter()
@@ -198,19 +139,21 @@ def compile_step(
   shapes = [leaf.shape for leaf in jax.tree.leaves(setup.shapes[0].params)]
   roles = {}
   for collective in hlo.collectives(text):
-    roles.setdefault(role(collective, config, shapes), []).append(collective)
+    roles.setdefault(hlo.role(collective, config, shapes), []).append(
+      collective
+    )
   return dataclasses.replace(
     report,
     compile_s=seconds,
     memory=train_step.memory_bytes(compiled),
     collectives=roles,
-    cycles=hlo.cycles(text, part),
+    cycles=hlo.cycles(text, hlo.part),
   )
 
 
 def out_of_memory(message: str) -> str:
-  """Returns the sentence of the compiler's error that holds the sizes."""
-  found = re.search(r"Used [\d.]+\w? of [\d.]+\w? hbm", message)
+  """Returns the part of the compiler's error that holds the sizes."""
+  found = re.search(r"Used \S+ of \S+ hbm|total memory [^|\n]{0,140}", message)
   return found[0] if found else message.splitlines()[0][:120]
 
 
@@ -225,13 +168,13 @@ def search(compile_at, start: int) -> list:
     All reports, in the order in which they were made.
   """
   reports = [compile_at(start)]
-  step = 2.0 if reports[0].memory else 0.5
+  step = 2.0 if reports[0].fits else 0.5
   while batch := int(reports[-1].batch_per_device * step):
     reports.append(compile_at(batch))
-    if (reports[-1].memory is None) == (step == 2.0):
+    if reports[-1].fits == (step == 0.5):
       break
-  fits = [r.batch_per_device for r in reports if r.memory]
-  fails = [r.batch_per_device for r in reports if not r.memory]
+  fits = [r.batch_per_device for r in reports if r.fits]
+  fails = [r.batch_per_device for r in reports if not r.fits]
   if fits and fails:
     between = (max(fits) + min(fails)) // 2
     if between not in (*fits, *fails):
@@ -242,19 +185,19 @@ def search(compile_at, start: int) -> list:
 def verdicts(report: Report) -> list[str]:
   """Returns what was expected of the collectives, and whether it holds."""
   roles = report.collectives
-  every = [c for found in roles.values() for c in found]
+  kinds = {c.kind for found in roles.values() for c in found}
   gradients = roles.get("gradients", [])
   runs = sum(c.times for c in gradients)
   checks = {
-    "no all-to-all": not any("all-to-all" in c.kind for c in every),
-    "no collective-permute": not any(
-      c.kind == "collective-permute" for c in every
-    ),
+    "no all-to-all": not kinds & {"all-to-all", "ragged-all-to-all"},
+    "no collective-permute": "collective-permute" not in kinds,
     "all-gathers of embeddings only": all(
-      c in roles.get("embeddings", []) for c in every if c.kind == "all-gather"
+      name == "embeddings" or c.kind != "all-gather"
+      for name, found in roles.items()
+      for c in found
     ),
-    "no all-reduce in a loop of random length": not roles.get(
-      "scalars of a random loop"
+    "no all-reduce in a loop of random length": (
+      "scalars of a random loop" not in roles
     ),
     "nothing unexpected": "unexpected" not in roles,
     f"gradients in one all-reduce (is: {len(gradients)} instructions that run "
@@ -271,10 +214,10 @@ def collective_rows(report: Report) -> list[str]:
     types = sorted({dtype for c in found for dtype, _ in c.shapes})
     runs = sum(c.times for c in found)
     sure = "" if all(c.counted for c in found) else " or more"
-    total = sum(c.num_bytes for c in found)
+    megabytes = sum(c.num_bytes for c in found) / 1e6
     rows.append(
       f"| {name} | {', '.join(kinds)} | {len(found)} | {runs}{sure} | "
-      f"{total / 1e6:.3f} | {', '.join(types)} |"
+      f"{megabytes:.3f} | {', '.join(types)} |"
     )
   return rows
 
@@ -306,7 +249,8 @@ def memory_row(report: Report) -> str:
   if r.memory:
     kinds = ("argument", "output", "alias", "temp", "code", "total")
     cells += [f"{r.memory[kind] / GIB:.2f}" for kind in kinds]
-    cells += [f"{hbm or '?'}", "fits"]
+    result = "fits" if r.fits else "compiled, but plans more than the HBM"
+    cells += [f"{hbm or '?'}", result]
   else:
     cells += ["-"] * 6 + [f"{hbm or '?'}", f"out of memory: {r.refusal}"]
   cells.append(f"{r.compile_s:.0f}")

@@ -100,12 +100,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     model=model,
     tx=tx,
     init=jax.jit(init, out_shardings=everywhere),
-    step=jax.jit(
-      pretrain.make_train_step(model, tx, config),
-      donate_argnums=0,
-      in_shardings=(everywhere, split, everywhere),
-      out_shardings=(everywhere, everywhere, split),
-    ),
+    step=pretrain.jit_train_step(model, tx, config, mesh),
     shapes=(state, {"waveform": waveform}, place(key)),
   )
 
@@ -135,20 +130,32 @@ def memory_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
   return sizes
 
 
-def view_functions(config: ConfigDict) -> tuple[Callable, Callable, Callable]:
-  """Returns what makes both views: augment, filter bank, ids to keep."""
+def view_functions(
+  config: ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[Callable, Callable, Callable]:
+  """Returns what makes both views: augment, filter bank, ids to keep.
+
+  Example by example, as in `pretrain.make_view`.
+  """
+  rate = config.fbank.sample_rate_hz
+
+  def augment_one(key, waveform):
+    waveform = augment.augment(
+      key, waveform[None], sample_rate_hz=rate, **config.augment
+    )
+    return waveform[0]
+
+  def fbank_one(waveform):
+    fbank = features.log_mel_fbank(waveform, **config.fbank)
+    return features.standardize(fbank, **config.spectrogram)
 
   def augmented(keys, pcm):
     waveform = features.pcm_to_float(pcm)
-    rate = config.fbank.sample_rate_hz
-    return [
-      augment.augment(k, waveform, sample_rate_hz=rate, **config.augment)
-      for k in keys
-    ]
+    change = sharding.map_examples(augment_one, mesh)
+    return [change(jax.random.split(k, len(pcm)), waveform) for k in keys]
 
   def fbanks(waveforms):
-    banks = [features.log_mel_fbank(w, **config.fbank) for w in waveforms]
-    return [features.standardize(b, **config.spectrogram) for b in banks]
+    return [sharding.map_examples(fbank_one, mesh)(w) for w in waveforms]
 
   def masks(keys):
     return [
@@ -206,7 +213,8 @@ def pieces(
   Both views are in every part. The arguments are computed here, so that each
   part is timed on what the part before it made.
   """
-  augmented, fbanks, masks = map(jax.jit, view_functions(config))
+  mesh = batch["waveform"].sharding.mesh
+  augmented, fbanks, masks = map(jax.jit, view_functions(config, mesh))
   encode, encode_grad, compare = map(jax.jit, model_functions(setup, config))
 
   def update(grads, opt_state, params):
@@ -240,18 +248,20 @@ def time_ms(function: Callable, repeats: int) -> list[float]:
   return times
 
 
-def measure(config: ConfigDict, repeats: int, breakdown: bool) -> dict:
-  """Compiles and times the step on all devices of this process.
+def measure(
+  config: ConfigDict, mesh: jax.sharding.Mesh, repeats: int, breakdown: bool
+) -> dict:
+  """Compiles and times the step on the devices of a mesh.
 
   Args:
     config: the experiment.
+    mesh: from `sharding.make_mesh`.
     repeats: timed calls of the step and of every piece.
     breakdown: also time the pieces.
 
   Returns:
     The figures that `table` prints.
   """
-  mesh = sharding.make_mesh()
   setup = build(config, mesh)
   device = mesh.devices.flat[0]
   start = time.perf_counter()
@@ -327,7 +337,8 @@ def main(argv: list[str]) -> None:
   """Prints the table."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-  figures = measure(CONFIG.value, REPEATS.value, BREAKDOWN.value)
+  mesh = sharding.make_mesh()
+  figures = measure(CONFIG.value, mesh, REPEATS.value, BREAKDOWN.value)
   print(table(figures))
   if JSON.value:
     pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=2) + "\n")

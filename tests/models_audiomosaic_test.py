@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from audiomosaic_jax import losses
-from audiomosaic_jax.models import audiomosaic, heads, vit
+from audiomosaic_jax.models import audiomosaic, heads
 from configs import common
 
 ENCODER = {

@@ -43,12 +43,7 @@ def build(config, num_devices):
   )
   everywhere, rows = sharding.replicated(mesh), sharding.batch_sharded(mesh)
   state = jax.device_put(train_state.create(variables, tx), everywhere)
-  step = jax.jit(
-    pretrain.make_train_step(model, tx, config, mesh),
-    in_shardings=(everywhere, rows, everywhere),
-    out_shardings=(everywhere, everywhere, rows),
-  )
-  return step, state, rows
+  return pretrain.jit_train_step(model, tx, config, mesh), state, rows
 
 
 def random_batch(config):
@@ -145,6 +140,15 @@ def test_a_batch_that_does_not_divide_names_the_next_ones():
     sharding.local_batch_size(100, mesh)
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+  """Keeps the loop's programs between tests, which all run the same job."""
+  cache = tmp_path_factory.mktemp("compiled")
+  jax.config.update("jax_compilation_cache_dir", str(cache))
+  yield
+  jax.config.update("jax_compilation_cache_dir", None)
+
+
 def read_steps(workdir):
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   return [json.loads(line)["step"] for line in lines]
@@ -164,7 +168,7 @@ def fail_at(monkeypatch, bad_step, times):
 
 
 def test_a_non_finite_loss_goes_back_and_on_with_other_clips(
-  monkeypatch, tmp_path
+  monkeypatch, tmp_path, compiled_once
 ):
   fail_at(monkeypatch, bad_step=4, times=1)
   config = tiny_config()
@@ -174,16 +178,17 @@ def test_a_non_finite_loss_goes_back_and_on_with_other_clips(
   assert checkpoint.load_meta(tmp_path)["rollbacks"] == 1
 
 
-def test_a_loss_that_stays_non_finite_stops_with_advice(monkeypatch, tmp_path):
+def test_a_loss_that_stays_non_finite_stops_with_advice(
+  monkeypatch, tmp_path, compiled_once
+):
   fail_at(monkeypatch, bad_step=3, times=math.inf)
   config = tiny_config(max_rollbacks=1)
-  with pytest.raises(pretrain.NonFiniteLossError, match="2 times.*base_lr"):
+  with pytest.raises(pretrain.NonFiniteLossError, match=r"2 times.*base_lr"):
     pretrain.train(config, 0, tmp_path)
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path):
+def test_a_finished_run_is_not_trained_again(tmp_path, compiled_once):
   config = tiny_config()
-  config.duration.total = 2.0
   assert pretrain.train(config, 0, tmp_path)
   before = (tmp_path / "metrics.jsonl").read_text()
   assert pretrain.train(config, 0, tmp_path)
