@@ -126,7 +126,14 @@ def make_embed_fn(model, config: ConfigDict) -> Callable:
     fbank = sharding.map_examples(spectrogram, mesh)(waveform)
     return model.apply(variables, fbank, method=model.embed)
 
-  return lambda variables, pcm: embed(variables, jax.device_put(pcm, rows))
+  def embed_on_this_host(variables, pcm):
+    # Of a training state over several hosts, each takes its own copy.
+    variables = jax.device_put(
+      jax.device_get(variables), sharding.replicated(mesh)
+    )
+    return embed(variables, jax.device_put(pcm, rows))
+
+  return embed_on_this_host
 
 
 def embed_task(
@@ -275,7 +282,8 @@ def compare(
 ) -> dict[str, dict[str, list[float]]]:
   """Probes log-mel statistics, random encoders and the trained ones.
 
-  Prints the table and writes it to `workdir/probes/<task>.json`.
+  Prints the table and writes it to `workdir/probes/<task>.json`. Call it on
+  every process; process 0 prints and writes.
 
   Args:
     config: the pretraining experiment of `workdir`.
@@ -309,6 +317,8 @@ def compare(
     method: {probe: [score[probe] for score in row] for probe in PROBES}
     for method, row in rows.items()
   }
+  if jax.process_index() != 0:
+    return results
   path = workdir / "probes" / f"{task.name}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(".tmp")

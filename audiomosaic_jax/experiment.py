@@ -117,10 +117,11 @@ def save_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
   text = json.dumps(config.to_dict(), indent=2)
   new = _flat(json.loads(text))
   old = _flat(json.loads(path.read_text())) if path.exists() else new
-  workdir.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(text + "\n")
-  temporary.replace(path)
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
   return [
     f"config.{name} was {old.get(name)!r}, is now {new.get(name)!r}"
     for name in sorted(old.keys() | new.keys())

@@ -383,10 +383,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     print(f"pretraining with seed {seed} in {folder}", flush=True)
     if not train(config, seed, folder):
       return
-  if not config.report or jax.process_index() != 0:
-    return
   results = None
   if config.probe.task:
     results = evaluate.compare(config, workdir, config.probe.task)
-  page = summary.write_pretraining_report(config, workdir, results)
-  print(f"report: {page}", flush=True)
+  if config.report:
+    summary.write_pretraining_report(config, workdir, results)

@@ -26,21 +26,22 @@ def write_pretraining_report(
   config: ConfigDict,
   workdir: pathlib.Path,
   results: Mapping[str, Mapping[str, Sequence[float]]] | None,
-) -> pathlib.Path:
+) -> None:
   """Writes report.html: curves, masks, neighbours and the probe table.
+
+  Call it on every process, as all read the checkpoints; process 0 writes.
 
   Args:
     config: the experiment.
     workdir: the finished run.
     results: of `evaluate.compare`, or None without a labelled task.
-
-  Returns:
-    The page.
   """
   folders = experiment.seed_folders(config, workdir)
+  # Process 0 has the metrics of all.
   runs = {
     f"seed {seed}": metric_writer.read_metrics(folder)
     for seed, folder in folders.items()
+    if jax.process_index() == 0
   }
   figures = {
     "Loss and health of the embeddings": report.plot_curves(
@@ -65,7 +66,9 @@ def write_pretraining_report(
     )
     figures["The two masks"] = _plot_masks(config, task)
     figures["Nearest neighbours"] = _plot_neighbours(config, folders, task)
-  return report.write_report(
+  if jax.process_index() != 0:
+    return
+  page = report.write_report(
     workdir,
     title="AudioMosaic pretraining",
     figures=figures,
@@ -75,6 +78,7 @@ def write_pretraining_report(
       "The shaded range spans the seeds.",
     ],
   )
+  print(f"report: {page}", flush=True)
 
 
 def _spectrograms(config: ConfigDict, pcm: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ in its docstring; there are no defaults anywhere else.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -161,7 +162,7 @@ def adamw() -> ConfigDict:
       "layer_decay": 1.0,
       # The last bias of the projector is a constant of the method.
       "frozen": (r"projector/norm_1/bias",),
-      "grad_clip_norm": None,
+      "grad_clip_norm": config_dict.placeholder(float),
     }
   )
 

@@ -1,4 +1,4 @@
-"""Contrastive pretraining, with the values of the paper.
+"""Contrastive pretraining, with the published values.
 
   python -m audiomosaic_jax.main --config=configs/pretrain.py \
     --workdir=runs/pretrain --config.data.source.data_dir=AUDIOSET_DIR
@@ -6,6 +6,8 @@
 Presets:   configs/pretrain.py:demo      packaged audio, CPU, minutes
            configs/pretrain.py:smoke     two steps of everything
            configs/pretrain.py:released  the published code's masks and table
+           configs/pretrain.py:folder    audio files under a folder, unpacked:
+                                         --config.data.source.data_dir=DIR
 Switches:  configs/pretrain.py:variant=small,batch_size=1024
            mask=time_freq|time|freq|random   what each view loses
            time_ratio=0.6 freq_ratio=0.4     how much of it
@@ -13,10 +15,11 @@ Switches:  configs/pretrain.py:variant=small,batch_size=1024
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import common
 
-PRESETS = ("paper", "demo", "smoke", "released")
+PRESETS = ("paper", "demo", "smoke", "released", "folder")
 
 # How the first and the second view are masked.
 MASKS = {
@@ -43,6 +46,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config = paper(args)
   if args.preset == "released":
     released(config)
+  if args.preset == "folder":
+    folder(config)
   if args.preset in ("demo", "smoke"):
     demo(config, args, argument)
   if args.preset == "smoke":
@@ -111,8 +116,8 @@ def paper(args: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         "name": "cosine",
         "base_lr": 6e-4,
         "min_lr": 1e-6,
-        "milestones": None,
-        "milestone_factor": None,
+        "milestones": config_dict.placeholder(tuple),
+        "milestone_factor": config_dict.placeholder(float),
       },
       "checkpoint": {"save_every": 1000, "keep_last": 3, "keep_every": 20_000},
       # Non-finite losses roll back to the last checkpoint this many times.
@@ -130,6 +135,18 @@ def released(config: ml_collections.ConfigDict) -> None:
   """The published code: tokens read as an (8, 64) grid, see masking.py."""
   config.masking.layout = "released"
   config.model.encoder.pos_layout = "released"
+
+
+def folder(config: ml_collections.ConfigDict) -> None:
+  """Reads audio files as they are; pack them first if there are many."""
+  config.data.source = ml_collections.ConfigDict(
+    {
+      "name": "folder",
+      "split": config_dict.placeholder(str),
+      "data_dir": "",
+      "class_names": config_dict.placeholder(tuple),
+    }
+  )
 
 
 def demo(

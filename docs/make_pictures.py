@@ -23,7 +23,7 @@ FOLDER = pathlib.Path(__file__).parent
 # The first clip of its file: 13 seconds of one speaker.
 CLIP = datasets.DEMO_DIR / "pretrain/speech/festvox-ru_06.opus"
 SEED = 2
-# Enough for one colour map and the text; the file is a third of the size.
+# Enough for one colour map and the text, and the file stays small.
 NUM_COLORS = 40
 TITLES = {
   ("paper", "view_time"): "Paper, view 1: time columns removed",

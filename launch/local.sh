@@ -2,7 +2,8 @@
 # Runs a job as several processes on the CPUs of this machine, joined as hosts
 # would be: a rehearsal of a multi-host job, where it costs nothing.
 #
-#   launch/local.sh 2 --config=configs/pretrain.py:smoke --workdir=runs/two
+#   launch/local.sh 2 --config=configs/pretrain.py:smoke --workdir=runs/two \
+#     --config.probe.task=
 #
 # Paths are relative to the repository. One process drives all accelerators of
 # a machine, so training on a single machine needs no launcher.

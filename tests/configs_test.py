@@ -306,13 +306,6 @@ def test_every_size_has_its_number_of_parameters(size):
   assert sum(math.prod(leaf.shape) for leaf in leaves) == PARAMETERS[size]
 
 
-@pytest.mark.skipif(
-  not hasattr(vit, "VARIANTS"), reason="sizes are in the config only"
-)
-def test_the_sizes_are_those_of_the_model_file():
-  assert vit.VARIANTS == common.VIT_SIZES
-
-
 @pytest.mark.parametrize(
   ("block", "accepted", "given_elsewhere"),
   [

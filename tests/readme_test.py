@@ -15,7 +15,7 @@ import sys
 import ml_collections
 import pytest
 
-from audiomosaic_jax import main
+from audiomosaic_jax import experiment, main
 from configs import common, pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -96,7 +96,7 @@ def test_the_two_commands_are_on_the_first_screen():
     "make demo",
     "make test",
     "python3 -m venv .venv",
-    "pytest",
+    "python -m pytest",
   ):
     assert any(line.startswith(command) for line in top), command
   assert any(line.startswith("python -m audiomosaic_jax.main") for line in top)
@@ -187,6 +187,11 @@ def test_every_path_exists():
     assert (ROOT / path).exists(), path
 
 
+def test_the_pictures_are_small():
+  for path in (ROOT / "docs").glob("*.png"):
+    assert path.stat().st_size < 200 * 1024, path
+
+
 def test_every_file_of_the_layout_exists():
   block = README.split("## Layout\n")[1].split("```")[1]
   inside = ""
@@ -230,8 +235,6 @@ def test_the_tables_of_presets_and_switches_are_complete():
 
 
 def test_the_tokens_of_both_layouts_are_those_of_the_model():
-  from audiomosaic_jax import experiment
-
   stated = [
     [int(n) for n in re.findall(r"\d+", row[-1])]
     for row in (r.split(" | ") for r in README.splitlines())
