@@ -5,6 +5,7 @@ one parameter per example [B], has static shapes, and uses no scan over samples
 and no gather of single samples, so that it runs well on a TPU.
 """
 
+import functools
 import math
 
 import jax
@@ -18,11 +19,12 @@ Spectra = Complex[Array, "batch frames bins"]
 
 # Window of the phase vocoder; four of them overlap at every sample.
 _WINDOW_S = 0.064
-# Pitch ratios are multiples of 1 / 256: at most 4 cents from the one asked.
-_RATIO_STEPS = 256
+# Pitch ratios are multiples of 1 / 128, at most 9 cents from the one asked for
+# shifts of four semitones; the cost of resampling grows with the square.
+_RATIO_STEPS = 128
 # Length of the resampling kernel on either side, in input samples.
 _KERNEL_RADIUS = 24
-# Samples per row of the gather in `_slices`: a TPU register's width.
+# Samples per row of the gather in `_slices_by_rows`: a TPU register's width.
 _ROW = 128
 # Spectra of a power below this are silence, of phase zero.
 _SILENCE = 1e-24
@@ -273,21 +275,21 @@ def stretch_time(
 def resample(
   waveform: Waveform, step: Int[Array, "batch"], *, min_step: int, max_step: int
 ) -> Float[Array, "batch out_samples"]:
-  """Reads each waveform at the times n step / 256, band-limited.
+  """Reads each waveform at the times n step / 128, band-limited.
 
-  With such steps 256 samples of output take a whole number of input samples,
+  With such steps 128 samples of output take a whole number of input samples,
   so each block of output is one small matrix, the same for all blocks, times a
   contiguous slice of input. The kernel is a sinc, cut at the lower of the two
   Nyquist frequencies, under a (1 - u^2)^2 window.
 
   Args:
     waveform: samples.
-    step: 256 times the speed of each example.
+    step: 128 times the speed of each example.
     min_step: smallest step that occurs; it sets the length of the result.
     max_step: largest step that occurs.
 
   Returns:
-    256 ceil(S / min_step) samples; zeros after the end of the clip.
+    128 ceil(S / min_step) samples; zeros after the end of the clip.
   """
   batch, samples = waveform.shape
   num_blocks = -(-samples // min_step)
@@ -311,12 +313,30 @@ def resample(
 def _slices(
   x: Float[Array, "batch samples"], starts: Int[Array, "batch n"], length: int
 ) -> Float[Array, "batch n length"]:
-  """Returns x[b, start : start + length] for every start of every example.
+  """Returns x[b, start : start + length] for every start of every example."""
+  return lax.platform_dependent(
+    x,
+    starts,
+    cpu=functools.partial(_slices_one_by_one, length=length),
+    default=functools.partial(_slices_by_rows, length=length),
+  )
 
-  `vmap` of `dynamic_slice` compiles to a loop with a turn per slice, which
-  took two fifths of a training step on a TPU (compiled for v5e). This gathers
-  whole rows of 128 samples instead, and then shifts each by its remainder:
-  by 1, 2, 4 ... 64 samples, as the bits of the remainder say.
+
+def _slices_one_by_one(x, starts, length):
+  """Copies each slice: the fastest on a CPU."""
+
+  def cut(row, start):
+    return lax.dynamic_slice(row, (start,), (length,))
+
+  return jax.vmap(jax.vmap(cut, in_axes=(None, 0)))(x, starts)
+
+
+def _slices_by_rows(x, starts, length):
+  """Gathers whole rows of samples, then shifts each by its remainder.
+
+  The shift is by 1, 2, 4 ... samples, as the bits of the remainder say. One
+  by one, slices compile to a loop on an accelerator, which took two fifths of
+  a training step (compiled for TPU v5e).
   """
   batch, num_slices = starts.shape
   num_rows = -(-(length + _ROW - 1) // _ROW)
@@ -344,7 +364,7 @@ def shift_pitch(
   """Multiplies all frequencies by 2^(semitones / 12) and keeps the tempo.
 
   Reading the waveform r times as fast moves pitch and tempo; stretching the
-  result at rate 1 / r brings the tempo back. r is rounded to 1 / 256.
+  result at rate 1 / r brings the tempo back. r is rounded to 1 / 128.
 
   Args:
     waveform: samples.

@@ -154,13 +154,19 @@ def demo(
   args: ml_collections.ConfigDict,
   argument: str,
 ) -> None:
-  """Packaged real audio, a small encoder, 1.28-second clips, two CPU cores."""
+  """Packaged real audio, a small encoder, 1.28-second clips, two CPU cores.
+
+  What differs from the paper, and why (balanced accuracy of the instrument
+  notes, see README): with minutes of audio and of training the published
+  seven augmentations leave too little to agree on; a wide pitch shift alone
+  makes the same instrument at another pitch a positive.
+  """
   if "variant=" not in argument:
     config.model.encoder = common.vit("micro")
   if "batch_size=" not in argument:
-    config.batch_size = 128
+    config.batch_size = 64
   config.num_seeds = 3
-  config.duration = {"unit": "steps", "total": 600.0, "warmup": 50.0}
+  config.duration = {"unit": "steps", "total": 500.0, "warmup": 30.0}
   config.data.source = ml_collections.ConfigDict(
     {"name": "demo", "split": "pretrain"}
   )
@@ -169,12 +175,21 @@ def demo(
     clip_samples=20_720, pad="repeat", num_threads=2, prefetch_size=8
   )
   config.spectrogram.num_frames = 128
-  config.model.encoder.update(drop_path=0.0, remat="none", dtype="float32")
+  config.augment.order = ("roll_and_scale", "pitch_shift")
+  config.augment.pitch_shift = {
+    "p": 0.9,
+    "min_semitones": -10.0,
+    "max_semitones": 10.0,
+  }
+  # Recomputing is faster than memory traffic on a CPU.
+  config.model.encoder.update(drop_path=0.0, remat="full", dtype="float32")
   config.model.projector.hidden_features = 256
   config.schedule.base_lr = 2e-3
   config.checkpoint = {"save_every": 100, "keep_last": 2, "keep_every": 0}
   config.log_every = 10
-  config.probe = common.probe(task="demo", eval_every=200)
+  config.probe = common.probe(task="demo", eval_every=100)
+  # The first window of a note holds its onset.
+  config.probe.max_windows = 1
 
 
 def smoke(config: ml_collections.ConfigDict) -> None:

@@ -176,6 +176,30 @@ def test_sigterm_saves_exits_zero_and_the_run_goes_on(
   assert_bit_identical(final_state(tmp_path), final_state(reference[0]))
 
 
+def test_a_run_with_a_probe_ends_with_a_table_and_a_report(cache, tmp_path):
+  arguments = command(
+    tmp_path,
+    cache,
+    "--config.num_seeds=2",
+    "--config.probe.task=demo",
+    "--config.report=True",
+  )
+  output = run(arguments)
+  for row in ("log-mel mean and std", "random encoder", "pretrained encoder"):
+    assert row in output
+  scores = json.loads((tmp_path / "probes" / "demo.json").read_text())
+  for probe in ("knn", "linear"):
+    assert len(scores["pretrained encoder"][probe]) == 2
+    assert all(0 < s < 1 for s in scores["pretrained encoder"][probe])
+  page = (tmp_path / "report.html").read_text()
+  assert page.count("data:image/png;base64") == 4
+  records = [
+    json.loads(line)
+    for line in (tmp_path / "seed_1" / "metrics.jsonl").read_text().splitlines()
+  ]
+  assert any("knn" in record and "ridge" in record for record in records)
+
+
 @pytest.mark.slow
 def test_killed_at_20_random_moments_a_run_still_ends_bit_identical(
   reference, cache, tmp_path
