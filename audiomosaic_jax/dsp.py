@@ -19,9 +19,9 @@ Spectra = Complex[Array, "batch frames bins"]
 
 # Window of the phase vocoder; four of them overlap at every sample.
 _WINDOW_S = 0.064
-# Pitch ratios are multiples of 1 / 128, at most 9 cents from the one asked for
-# shifts of four semitones; the cost of resampling grows with the square.
-_RATIO_STEPS = 128
+# Pitch ratios are multiples of 1 / 256: at most 4 cents from the one asked for
+# shifts of four semitones.
+_RATIO_STEPS = 256
 # Length of the resampling kernel on either side, in input samples.
 _KERNEL_RADIUS = 24
 # Samples per row of the gather in `_slices_by_rows`: a TPU register's width.
@@ -275,21 +275,21 @@ def stretch_time(
 def resample(
   waveform: Waveform, step: Int[Array, "batch"], *, min_step: int, max_step: int
 ) -> Float[Array, "batch out_samples"]:
-  """Reads each waveform at the times n step / 128, band-limited.
+  """Reads each waveform at the times n step / 256, band-limited.
 
-  With such steps 128 samples of output take a whole number of input samples,
+  With such steps 256 samples of output take a whole number of input samples,
   so each block of output is one small matrix, the same for all blocks, times a
   contiguous slice of input. The kernel is a sinc, cut at the lower of the two
   Nyquist frequencies, under a (1 - u^2)^2 window.
 
   Args:
     waveform: samples.
-    step: 128 times the speed of each example.
+    step: 256 times the speed of each example.
     min_step: smallest step that occurs; it sets the length of the result.
     max_step: largest step that occurs.
 
   Returns:
-    128 ceil(S / min_step) samples; zeros after the end of the clip.
+    256 ceil(S / min_step) samples; zeros after the end of the clip.
   """
   batch, samples = waveform.shape
   num_blocks = -(-samples // min_step)
@@ -364,7 +364,7 @@ def shift_pitch(
   """Multiplies all frequencies by 2^(semitones / 12) and keeps the tempo.
 
   Reading the waveform r times as fast moves pitch and tempo; stretching the
-  result at rate 1 / r brings the tempo back. r is rounded to 1 / 128.
+  result at rate 1 / r brings the tempo back. r is rounded to 1 / 256.
 
   Args:
     waveform: samples.

@@ -257,12 +257,16 @@ def memory_row(report: Report) -> str:
   return f"| {' | '.join(map(str, cells))} |"
 
 
-def page(reports: list[Report], command: str) -> str:
-  """Returns the report in Markdown; details for the largest batch that fits."""
-  versions = ", ".join(
+def versions() -> str:
+  """Returns what compiled the step: names and versions of the packages."""
+  return ", ".join(
     f"{name} {importlib.metadata.version(name)}"
     for name in ("jax", "flax", "libtpu")
   )
+
+
+def page(reports: list[Report], command: str, versions: str) -> str:
+  """Returns the report in Markdown; details for the largest batch that fits."""
   lines = [
     "# The pretraining step, compiled ahead of time for TPUs",
     "",
@@ -344,7 +348,7 @@ def main(argv: list[str]) -> None:
         compile_at(topology, int(batch))
     else:
       search(lambda batch, t=topology: compile_at(t, batch), START.value)
-    text = page(reports, command)
+    text = page(reports, command, versions())
     print(text, flush=True)
     if MARKDOWN.value:
       pathlib.Path(MARKDOWN.value).write_text(text)

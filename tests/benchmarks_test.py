@@ -183,7 +183,7 @@ def test_the_page_tells_the_largest_batch_and_what_did_not_fit():
     report(batch=8, embeddings=[gather]),
     report(fits=False, batch=16),
   ]
-  text = tpu_aot.page(reports, "python -m benchmarks.tpu_aot")
+  text = tpu_aot.page(reports, "python -m benchmarks.tpu_aot", "jax 0.10.2")
   assert "out of memory: Used 20G of 15.75G hbm" in text
   assert "## v5e:2x4, 8 clips per device" in text
   assert "4 clips per device" not in text

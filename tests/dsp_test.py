@@ -264,11 +264,11 @@ def test_both_ways_to_cut_slices_agree():
   )
 
 
-@pytest.mark.parametrize("step", [102, 115, 128, 150, 162])
+@pytest.mark.parametrize("step", [203, 230, 256, 300, 323])
 def test_resampling_gives_the_tone_at_the_new_times(step):
   waveform = tone(700.0)
-  actual = dsp.resample(waveform, jnp.array([step]), min_step=102, max_step=162)
-  times = np.arange(12_000) * step / 128 / RATE
+  actual = dsp.resample(waveform, jnp.array([step]), min_step=203, max_step=323)
+  times = np.arange(12_000) * step / 256 / RATE
   expected = 0.5 * np.sin(2 * np.pi * 700.0 * times)
   inside = slice(100, 11_900)
   np.testing.assert_allclose(actual[0, inside], expected[inside], atol=2e-3)

@@ -102,8 +102,11 @@ def test_the_two_commands_are_on_the_first_screen():
   assert any(line.startswith("python -m audiomosaic_jax.main") for line in top)
 
 
-def test_the_measured_table_has_its_place():
-  assert README.splitlines().count("<!-- demo-table -->") == 1
+def test_the_table_of_the_demo_has_every_method_date_and_command():
+  section = README.split("## What the demo shows")[1].split("\n## ")[0]
+  for row in ("log-mel mean and std", "random encoder", "pretrained encoder"):
+    assert f"| {row} |" in section
+  assert re.search(r"`make demo` on\s.*20\d\d-\d\d-\d\d", section, re.DOTALL)
 
 
 def test_every_command_starts_a_known_program():
