@@ -348,7 +348,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     workdir: the pretraining run whose encoders are evaluated.
   """
   pretraining = experiment.load_config(workdir)
-  pretraining.probe.update(config.probe)
   for name in task_names(config.tasks):
     compare(pretraining, workdir, name)
 

@@ -5,7 +5,8 @@
 
 FOLDER holds a labels.csv (columns path, label, split) or folders that do;
 without it, the packaged instrument notes. Every table compares the encoder
-with log-mel statistics and with the same encoder before training.
+with log-mel statistics and with the same encoder before training. How clips
+are cut and probed follows the config of the run.
 """
 
 import ml_collections
@@ -16,15 +17,10 @@ from configs import common
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Returns the experiment; `argument` is the text after the colon."""
   args = common.parse_arguments(argument, tasks="demo")
-  probe = common.probe(task="", eval_every=0)
   return ml_collections.ConfigDict(
     {
       "mode": "evaluate",
       "tasks": (args.tasks,),
-      "probe": {
-        name: probe[name]
-        for name in ("batch_size", "max_windows", "knn_neighbours", "linear_c")
-      },
       "runtime": common.runtime(),
     }
   )
