@@ -109,9 +109,9 @@ def load_task(name: str, config: ConfigDict) -> Task:
 
 
 def make_embed_fn(model, config: ConfigDict) -> Callable:
-  """Returns `(variables, int16 [B, S]) -> float32 [B, D]`, on local devices.
+  """Returns `(variables, batches of int16 [B, S]) -> list of float32 [B, D]`.
 
-  The batch is split over the devices; nothing is masked.
+  Each batch is split over the local devices; nothing is masked.
   """
   mesh = sharding.make_mesh(jax.local_devices())
   rows = sharding.batch_sharded(mesh)
@@ -126,14 +126,16 @@ def make_embed_fn(model, config: ConfigDict) -> Callable:
     fbank = sharding.map_examples(spectrogram, mesh)(waveform)
     return model.apply(variables, fbank, method=model.embed)
 
-  def embed_on_this_host(variables, pcm):
-    # Of a training state over several hosts, each takes its own copy.
+  def embed_batches(variables, batches):
+    # Of a training state over several hosts, each takes its own copy, once.
     variables = jax.device_put(
       jax.device_get(variables), sharding.replicated(mesh)
     )
-    return embed(variables, jax.device_put(pcm, rows))
+    # Dispatch everything, then fetch: the device never waits for the host.
+    outputs = [embed(variables, jax.device_put(pcm, rows)) for pcm in batches]
+    return jax.device_get(outputs)
 
-  return embed_on_this_host
+  return embed_batches
 
 
 def embed_task(
@@ -143,9 +145,9 @@ def embed_task(
   embeddings = {}
   for split in splits:
     batches = task.batches[split]
-    # Dispatch everything, then fetch: the device never waits for the host.
-    outputs = [embed(variables, batch["waveform"]) for batch in batches]
-    rows = np.concatenate([np.asarray(out) for out in outputs])
+    rows = np.concatenate(
+      embed(variables, [batch["waveform"] for batch in batches])
+    )
     valid = np.concatenate([batch["valid"] for batch in batches])
     clips = np.concatenate([batch["clip"] for batch in batches])[valid]
     total = np.zeros((len(task.labels[split]), rows.shape[1]), np.float64)

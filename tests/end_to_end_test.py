@@ -95,16 +95,20 @@ def reference(tmp_path_factory, cache):
   return workdir, output
 
 
-def kill_after(arguments, seconds, number=signal.SIGKILL):
-  """Starts a run and signals it; returns (exit code, output)."""
-  process = subprocess.Popen(
+def start(arguments, num_devices):
+  return subprocess.Popen(
     arguments,
     cwd=ROOT,
-    env=environment(),
+    env=environment(num_devices),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
   )
+
+
+def kill_after(arguments, seconds, number=signal.SIGKILL):
+  """Starts a run and signals it; returns (exit code, output)."""
+  process = start(arguments, num_devices=1)
   try:
     process.wait(seconds)
   except subprocess.TimeoutExpired:
@@ -115,14 +119,7 @@ def kill_after(arguments, seconds, number=signal.SIGKILL):
 
 def kill_when(arguments, workdir, step, number, num_devices=1):
   """Signals a run as soon as its metrics reach a step."""
-  process = subprocess.Popen(
-    arguments,
-    cwd=ROOT,
-    env=environment(num_devices),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
+  process = start(arguments, num_devices)
   path = pathlib.Path(workdir) / "metrics.jsonl"
   deadline = time.monotonic() + 120
   while time.monotonic() < deadline and process.poll() is None:
