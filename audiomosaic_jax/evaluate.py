@@ -230,13 +230,12 @@ def probe_scores(
   return scores
 
 
-def make_online_probe(model, config: ConfigDict) -> Callable:
+def make_online_probe(model, config: ConfigDict, task: Task) -> Callable:
   """Returns `variables -> {"knn", "ridge"}`, cheap enough for training.
 
   Scores are balanced accuracies on the validation clips: the test clips stay
   unseen until the table at the end.
   """
-  task = load_task(config.probe.task, config)
   embed = make_embed_fn(model, config)
   num_classes = len(task.class_names)
   train, valid = task.labels["train"], task.labels["valid"]
@@ -280,7 +279,7 @@ def load_variables(config: ConfigDict, folder: pathlib.Path):
 
 
 def compare(
-  config: ConfigDict, workdir: pathlib.Path, task_name: str
+  config: ConfigDict, workdir: pathlib.Path, task: Task
 ) -> dict[str, dict[str, list[float]]]:
   """Probes log-mel statistics, random encoders and the trained ones.
 
@@ -290,12 +289,11 @@ def compare(
   Args:
     config: the pretraining experiment of `workdir`.
     workdir: a finished run, of one seed or several.
-    task_name: see `load_task`.
+    task: what to tell apart.
 
   Returns:
     method -> probe -> balanced test accuracy per seed.
   """
-  task = load_task(task_name, config)
   model = experiment.build_model(config)
   embed = make_embed_fn(model, config)
   init = functools.partial(experiment.init_variables, model, config)
@@ -351,7 +349,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """
   pretraining = experiment.load_config(workdir)
   for name in task_names(config.tasks):
-    compare(pretraining, workdir, name)
+    compare(pretraining, workdir, load_task(name, pretraining))
 
 
 def task_names(tasks: Sequence[str]) -> list[str]:

@@ -198,7 +198,12 @@ class Job:
   probe: Callable | None
 
 
-def build_job(config: ConfigDict, seed: int, workdir: pathlib.Path) -> Job:
+def build_job(
+  config: ConfigDict,
+  seed: int,
+  workdir: pathlib.Path,
+  task: evaluate.Task | None,
+) -> Job:
   """Sets up mesh, data, model, optimiser and the compiled step.
 
   Raises:
@@ -235,8 +240,8 @@ def build_job(config: ConfigDict, seed: int, workdir: pathlib.Path) -> Job:
     ),
   )
   probe = None
-  if config.probe.task:
-    probe = evaluate.make_online_probe(model, config)
+  if task:
+    probe = evaluate.make_online_probe(model, config, task)
   return Job(
     config=config,
     seed=seed,
@@ -252,13 +257,19 @@ def build_job(config: ConfigDict, seed: int, workdir: pathlib.Path) -> Job:
   )
 
 
-def train(config: ConfigDict, seed: int, workdir: pathlib.Path) -> bool:
+def train(
+  config: ConfigDict,
+  seed: int,
+  workdir: pathlib.Path,
+  task: evaluate.Task | None,
+) -> bool:
   """Trains one encoder, continuing from the last checkpoint in `workdir`.
 
   Args:
     config: the experiment.
     seed: of initialisation, data order, augmentation and masks.
     workdir: receives checkpoints/, metrics.jsonl, tensorboard/.
+    task: labelled clips to probe the encoder with, or None.
 
   Returns:
     True when all steps are done, False when a SIGTERM stopped it (the state
@@ -267,7 +278,7 @@ def train(config: ConfigDict, seed: int, workdir: pathlib.Path) -> bool:
   Raises:
     NonFiniteLossError: after `config.max_rollbacks` rollbacks.
   """
-  job = build_job(config, seed, workdir)
+  job = build_job(config, seed, workdir, task)
   with (
     checkpoint.Checkpointer(
       workdir / "checkpoints",
@@ -379,12 +390,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """
   for difference in experiment.save_config(config, workdir):
     print(f"resuming with another config: {difference}", flush=True)
+  task = None
+  if config.probe.task:
+    task = evaluate.load_task(config.probe.task, config)
   for seed, folder in experiment.seed_folders(config, workdir).items():
     print(f"pretraining with seed {seed} in {folder}", flush=True)
-    if not train(config, seed, folder):
+    if not train(config, seed, folder, task):
       return
-  results = None
-  if config.probe.task:
-    results = evaluate.compare(config, workdir, config.probe.task)
+  results = evaluate.compare(config, workdir, task) if task else None
   if config.report:
-    summary.write_pretraining_report(config, workdir, results)
+    summary.write_pretraining_report(config, workdir, task, results)

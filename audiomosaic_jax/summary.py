@@ -25,6 +25,7 @@ NUM_NEIGHBOURS = 5
 def write_pretraining_report(
   config: ConfigDict,
   workdir: pathlib.Path,
+  task: evaluate.Task | None,
   results: Mapping[str, Mapping[str, Sequence[float]]] | None,
 ) -> None:
   """Writes report.html: curves, masks, neighbours and the probe table.
@@ -34,7 +35,8 @@ def write_pretraining_report(
   Args:
     config: the experiment.
     workdir: the finished run.
-    results: of `evaluate.compare`, or None without a labelled task.
+    task: the labelled task of the run, or None.
+    results: of `evaluate.compare` for that task, or None without one.
   """
   folders = experiment.seed_folders(config, workdir)
   # Process 0 has the metrics of all.
@@ -55,8 +57,7 @@ def write_pretraining_report(
     )
   }
   tables = []
-  if results:
-    task = evaluate.load_task(config.probe.task, config)
+  if task:
     tables.append(evaluate.results_table(task.name, results))
     figures["Probes of the frozen encoder"] = report.plot_probes(
       runs,

@@ -173,7 +173,7 @@ def test_a_non_finite_loss_goes_back_and_on_with_other_clips(
   fail_at(monkeypatch, bad_step=4, times=1)
   config = tiny_config()
   config.checkpoint.save_every = 2
-  assert pretrain.train(config, 0, tmp_path)
+  assert pretrain.train(config, 0, tmp_path, None)
   assert read_steps(tmp_path) == list(range(1, STEPS + 1))
   assert checkpoint.load_meta(tmp_path)["rollbacks"] == 1
 
@@ -184,14 +184,14 @@ def test_a_loss_that_stays_non_finite_stops_with_advice(
   fail_at(monkeypatch, bad_step=3, times=math.inf)
   config = tiny_config(max_rollbacks=1)
   with pytest.raises(pretrain.NonFiniteLossError, match=r"2 times.*base_lr"):
-    pretrain.train(config, 0, tmp_path)
+    pretrain.train(config, 0, tmp_path, None)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, compiled_once):
   config = tiny_config()
-  assert pretrain.train(config, 0, tmp_path)
+  assert pretrain.train(config, 0, tmp_path, None)
   before = (tmp_path / "metrics.jsonl").read_text()
-  assert pretrain.train(config, 0, tmp_path)
+  assert pretrain.train(config, 0, tmp_path, None)
   assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
