@@ -18,7 +18,8 @@ import ml_collections
 import optax
 
 from audiomosaic_jax import (
-  augment,
+  augment_fbank,
+  augment_waveform,
   checkpoint,
   evaluate,
   experiment,
@@ -61,13 +62,20 @@ def make_view(
   augment_key, mask_key = jax.random.split(key)
 
   def spectrogram(key, waveform):
-    waveform = augment.augment(
-      key,
+    waveform_key, fbank_key = jax.random.split(key)
+    waveform = augment_waveform.augment_waveform(
+      waveform_key,
       waveform[None],
       sample_rate_hz=config.fbank.sample_rate_hz,
-      **config.augment,
+      **config.augment_waveform,
     )
-    fbank = features.log_mel_fbank(waveform, **config.fbank)
+    fbank = augment_fbank.augment_fbank(
+      fbank_key,
+      features.log_mel_fbank(waveform, **config.fbank),
+      low_freq_hz=config.fbank.low_freq_hz,
+      high_freq_hz=config.fbank.high_freq_hz,
+      **config.augment_fbank,
+    )
     return features.standardize(fbank, **config.spectrogram)[0]
 
   batch_size = len(waveform)

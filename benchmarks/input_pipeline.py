@@ -28,11 +28,11 @@ import numpy as np
 import soundfile as sf
 from absl import app, flags
 
-from audiomosaic_jax import augment, features
+from audiomosaic_jax import augment_waveform, features
 from configs import common
 
 PACKAGED = (
-  pathlib.Path(augment.__file__).parent / "data" / "demo_audio" / "pretrain"
+  pathlib.Path(features.__file__).parent / "data" / "demo_audio" / "pretrain"
 )
 AUDIO_DIR = flags.DEFINE_string(
   "audio_dir", str(PACKAGED), "Folder of audio files, searched recursively."
@@ -95,7 +95,7 @@ def numpy_fbank(waveform: np.ndarray, bank: np.ndarray) -> np.ndarray:
 
 def host_pipeline() -> am.Compose:
   """The published chain, with the same numbers as the configuration."""
-  config = common.augment(len(common.AUGMENTATION_ORDER))
+  config = common.augment_waveform(len(common.AUGMENTATION_ORDER))
   names = {
     "polarity_inversion": am.PolarityInversion,
     "time_stretch": am.TimeStretch,
@@ -128,11 +128,13 @@ def on_the_host(chain: am.Compose, bank, path, start, samples) -> np.ndarray:
 @jax.jit
 def on_the_device(key: jax.Array, pcm: jax.Array) -> jax.Array:
   """Makes a batch of pairs of filter banks from 16-bit samples."""
-  config = common.augment(len(common.AUGMENTATION_ORDER))
+  config = common.augment_waveform(len(common.AUGMENTATION_ORDER))
   waveform = features.pcm_to_float(pcm)
 
   def view(key):
-    changed = augment.augment(key, waveform, sample_rate_hz=RATE, **config)
+    changed = augment_waveform.augment_waveform(
+      key, waveform, sample_rate_hz=RATE, **config
+    )
     return features.log_mel_fbank(changed, **common.fbank())
 
   return jnp.stack([view(k) for k in jax.random.split(key)])

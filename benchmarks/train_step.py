@@ -27,7 +27,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from audiomosaic_jax import (
-  augment,
+  augment_waveform,
   experiment,
   features,
   losses,
@@ -140,8 +140,8 @@ def view_functions(
   rate = config.fbank.sample_rate_hz
 
   def augment_one(key, waveform):
-    waveform = augment.augment(
-      key, waveform[None], sample_rate_hz=rate, **config.augment
+    waveform = augment_waveform.augment_waveform(
+      key, waveform[None], sample_rate_hz=rate, **config.augment_waveform
     )
     return waveform[0]
 

@@ -84,8 +84,8 @@ def fbank() -> ConfigDict:
   )
 
 
-def augment(level: int) -> ConfigDict:
-  """Arguments of `augment.augment`; level 7 is the published recipe.
+def augment_waveform(level: int) -> ConfigDict:
+  """Arguments of `augment_waveform.augment_waveform`; level 7 is the published recipe.
 
   Args:
     level: how many of `AUGMENTATION_ORDER` to apply after the roll (0 to 7).
@@ -119,6 +119,25 @@ def augment(level: int) -> ConfigDict:
         "max_rolloff": 24,
       },
       "pitch_shift": {"p": 0.6, "min_semitones": -4.0, "max_semitones": 4.0},
+    }
+  )
+
+
+def augment_fbank() -> ConfigDict:
+  """Arguments of `augment_fbank.augment_fbank`; the published recipe has none.
+
+  `order` names what is applied to log-mel energies, after `augment_waveform`.
+  """
+  return ConfigDict(
+    {
+      "order": (),
+      "pitch_and_tempo": {
+        "p": 0.9,
+        "min_semitones": -10.0,
+        "max_semitones": 10.0,
+        "min_rate": 0.7,
+        "max_rate": 1.4,
+      },
     }
   )
 

@@ -92,7 +92,8 @@ def paper(args: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       },
       "fbank": common.fbank(),
       "spectrogram": common.AUDIOSET,
-      "augment": common.augment(args.augment_level),
+      "augment_waveform": common.augment_waveform(args.augment_level),
+      "augment_fbank": common.augment_fbank(),
       "masking": {
         "layout": "paper",
         "view_time": {"mode": first, "ratio": ratios[first]},
@@ -175,12 +176,8 @@ def demo(
     clip_samples=20_720, pad="repeat", num_threads=2, prefetch_size=8
   )
   config.spectrogram.num_frames = 128
-  config.augment.order = ("roll_and_scale", "pitch_shift")
-  config.augment.pitch_shift = {
-    "p": 0.9,
-    "min_semitones": -10.0,
-    "max_semitones": 10.0,
-  }
+  config.augment_waveform.order = ("roll_and_scale",)
+  config.augment_fbank.order = ("pitch_and_tempo",)
   # Recomputing is faster than memory traffic on a CPU.
   config.model.encoder.update(drop_path=0.0, remat="full", dtype="float32")
   config.model.projector.hidden_features = 256

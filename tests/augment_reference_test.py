@@ -1,4 +1,4 @@
-"""Compares augment.py with audiomentations, on the same clips.
+"""Compares augment_waveform.py with audiomentations, on the same clips.
 
 Both draw at random, so what is compared are distributions of what a transform
 does: the change of level, of spectral centroid and of the level of six bands.
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiomosaic_jax import augment, features
+from audiomosaic_jax import augment_waveform, features
 
 audiomentations = pytest.importorskip("audiomentations")
 
@@ -72,7 +72,7 @@ def ours(name, clips, **parameters):
 
   @jax.jit
   def run(key, waveform):
-    return augment.augment(
+    return augment_waveform.augment_waveform(
       key,
       waveform,
       sample_rate_hz=RATE,

@@ -247,7 +247,7 @@ def test_the_table_has_the_step_and_every_piece():
 @pytest.mark.slow
 def test_the_whole_recipe_moves_nothing_but_embeddings_and_sums():
   config = tiny_config()
-  config.augment = pretrain.get_config("smoke").augment
+  config.augment_waveform = pretrain.get_config("smoke").augment_waveform
   setup = train_step.build(config, sharding.make_mesh())
   text = setup.step.lower(*setup.shapes).compile().as_text()
   shapes = [leaf.shape for leaf in jax.tree.leaves(setup.shapes[0].params)]

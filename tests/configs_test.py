@@ -14,7 +14,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from audiomosaic_jax import (
-  augment,
+  augment_fbank,
+  augment_waveform,
   experiment,
   features,
   main,
@@ -56,7 +57,7 @@ PUBLISHED = {
     "preemphasis": 0.97,
   },
   "spectrogram": {"num_frames": 1024, "mean": -4.2677393, "std": 4.5689974},
-  "augment.order": (
+  "augment_waveform.order": (
     "roll_and_scale",
     "polarity_inversion",
     "time_stretch",
@@ -66,18 +67,26 @@ PUBLISHED = {
     "band_stop",
     "pitch_shift",
   ),
-  "augment.roll_and_scale": {"alpha": 10, "beta": 10, "offset": 0.5},
-  "augment.polarity_inversion": {"p": 0.5},
-  "augment.time_stretch": {"p": 0.7, "min_rate": 0.7, "max_rate": 1.3},
-  "augment.gaussian_snr": {"p": 0.5, "min_snr_db": 5, "max_snr_db": 40},
-  "augment.gain": {"p": 0.3, "min_gain_db": -12, "max_gain_db": 12},
-  "augment.high_pass.p": 0.3,
-  "augment.high_pass.min_cutoff_freq": 20,
-  "augment.high_pass.max_cutoff_freq": 2_400,
-  "augment.band_stop.p": 0.5,
-  "augment.band_stop.min_center_freq": 200,
-  "augment.band_stop.max_center_freq": 4_000,
-  "augment.pitch_shift": {"p": 0.6, "min_semitones": -4, "max_semitones": 4},
+  "augment_waveform.roll_and_scale": {"alpha": 10, "beta": 10, "offset": 0.5},
+  "augment_waveform.polarity_inversion": {"p": 0.5},
+  "augment_waveform.time_stretch": {"p": 0.7, "min_rate": 0.7, "max_rate": 1.3},
+  "augment_waveform.gaussian_snr": {
+    "p": 0.5,
+    "min_snr_db": 5,
+    "max_snr_db": 40,
+  },
+  "augment_waveform.gain": {"p": 0.3, "min_gain_db": -12, "max_gain_db": 12},
+  "augment_waveform.high_pass.p": 0.3,
+  "augment_waveform.high_pass.min_cutoff_freq": 20,
+  "augment_waveform.high_pass.max_cutoff_freq": 2_400,
+  "augment_waveform.band_stop.p": 0.5,
+  "augment_waveform.band_stop.min_center_freq": 200,
+  "augment_waveform.band_stop.max_center_freq": 4_000,
+  "augment_waveform.pitch_shift": {
+    "p": 0.6,
+    "min_semitones": -4,
+    "max_semitones": 4,
+  },
   "masking.view_time": {"mode": "time", "ratio": 0.6},
   "masking.view_freq": {"mode": "freq", "ratio": 0.4},
   "model.encoder.patch_size": 16,
@@ -271,10 +280,10 @@ def test_released_differs_in_masks_and_position_table_only():
 @pytest.mark.parametrize("level", range(8))
 def test_augment_level_counts_the_augmentations_after_the_roll(level):
   config = pretrain.get_config(f"augment_level={level}")
-  order = config.augment.order
-  assert order == PUBLISHED["augment.order"][: level + 1]
+  order = config.augment_waveform.order
+  assert order == PUBLISHED["augment_waveform.order"][: level + 1]
   changed = differences(pretrain.get_config(), config)
-  assert changed == ({"augment.order"} if level < 7 else set())
+  assert changed == ({"augment_waveform.order"} if level < 7 else set())
 
 
 @pytest.mark.parametrize(
@@ -347,9 +356,9 @@ def test_a_block_is_exactly_the_arguments_of_its_function(
 
 
 def test_the_augment_block_has_the_settings_of_every_augmentation():
-  settings = common.augment(7)
-  assert set(settings) - {"order"} == set(augment.AUGMENTATIONS)
-  for name, function in augment.AUGMENTATIONS.items():
+  settings = common.augment_waveform(7)
+  assert set(settings) - {"order"} == set(augment_waveform.AUGMENTATIONS)
+  for name, function in augment_waveform.AUGMENTATIONS.items():
     given = {"key", "waveform", "sample_rate_hz"}
     assert set(settings[name]) == parameters(function) - given
 

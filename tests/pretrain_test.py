@@ -20,7 +20,11 @@ def tiny_config(**overrides):
   config = configs.get_config("smoke")
   config.model.encoder.update(width=32, depth=1, drop_path=0.1)
   config.model.projector.update(hidden_features=32, out_features=16)
-  config.augment.order = ("roll_and_scale", "gaussian_snr", "high_pass")
+  config.augment_waveform.order = (
+    "roll_and_scale",
+    "gaussian_snr",
+    "high_pass",
+  )
   config.duration.total = float(STEPS)
   config.probe.task = ""
   config.runtime.peak_flops_per_device = 1e12

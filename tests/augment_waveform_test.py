@@ -1,4 +1,4 @@
-"""Tests of augment.py: who draws what, and what happens to whom.
+"""Tests of augment_waveform.py: who draws what, and what happens to whom.
 
 What a filter or a stretch does for given parameters is in dsp_test.py.
 """
@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from audiomosaic_jax import augment
+from audiomosaic_jax import augment_waveform
 
 RATE = 16_000
 PARAMETERS = {
@@ -39,7 +39,7 @@ PARAMETERS = {
   },
   "pitch_shift": {"p": 0.6, "min_semitones": -4.0, "max_semitones": 4.0},
 }
-NAMES = tuple(augment.AUGMENTATIONS)
+NAMES = tuple(augment_waveform.AUGMENTATIONS)
 WITH_PROBABILITY = tuple(name for name in NAMES if "p" in PARAMETERS[name])
 KEY = jax.random.key(1)
 
@@ -54,7 +54,7 @@ def apply(order, waveform, key=KEY, p=None):
   parameters = {name: dict(PARAMETERS[name]) for name in NAMES}
   for name in WITH_PROBABILITY if p is not None else ():
     parameters[name]["p"] = p
-  return augment.augment(
+  return augment_waveform.augment_waveform(
     key, waveform, sample_rate_hz=RATE, order=order, **parameters
   )
 
@@ -65,7 +65,7 @@ def changed(waveform, reference):
 
 def test_every_augmentation_has_parameters_here_that_match_its_signature():
   assert set(PARAMETERS) == set(NAMES)
-  for name, function in augment.AUGMENTATIONS.items():
+  for name, function in augment_waveform.AUGMENTATIONS.items():
     accepted = set(inspect.signature(function).parameters)
     given = set(PARAMETERS[name]) | {"key", "waveform"}
     assert accepted - {"sample_rate_hz"} == given
@@ -128,7 +128,7 @@ def test_the_same_key_gives_the_same_result_and_another_key_another():
 @pytest.mark.parametrize("name", NAMES)
 def test_jit_changes_nothing_but_the_rounding(name):
   waveform = noise(batch=4)
-  eager = augment.augment(
+  eager = augment_waveform.augment_waveform(
     KEY, waveform, sample_rate_hz=RATE, order=(name,), **PARAMETERS
   )
   np.testing.assert_allclose(apply((name,), waveform), eager, atol=1e-4)
@@ -149,7 +149,7 @@ def test_the_order_is_respected():
 def test_an_order_is_the_composition_of_its_steps():
   waveform = noise()
   gain, flip = (
-    augment.AUGMENTATIONS[n] for n in ("gain", "polarity_inversion")
+    augment_waveform.AUGMENTATIONS[n] for n in ("gain", "polarity_inversion")
   )
   step = gain(jax.random.fold_in(KEY, 0), waveform, **PARAMETERS["gain"])
   step = flip(jax.random.fold_in(KEY, 1), step, p=0.5)
@@ -164,17 +164,21 @@ def test_an_empty_order_returns_the_waveform():
 
 def test_an_unknown_name_in_the_order_is_refused():
   with pytest.raises(ValueError, match=r"'reverb'; choose from band_stop, "):
-    augment.augment(KEY, noise(), sample_rate_hz=RATE, order=("reverb",))
+    augment_waveform.augment_waveform(
+      KEY, noise(), sample_rate_hz=RATE, order=("reverb",)
+    )
 
 
 def test_parameters_of_an_unknown_name_are_refused():
   with pytest.raises(ValueError, match=r"unknown augmentation 'gian'"):
-    augment.augment(KEY, noise(), sample_rate_hz=RATE, order=(), gian={})
+    augment_waveform.augment_waveform(
+      KEY, noise(), sample_rate_hz=RATE, order=(), gian={}
+    )
 
 
 def test_a_name_without_parameters_is_refused():
   with pytest.raises(ValueError, match=r"'gain'.*got parameters of band_stop"):
-    augment.augment(
+    augment_waveform.augment_waveform(
       KEY, noise(), sample_rate_hz=RATE, order=("gain",), band_stop={}
     )
 
@@ -202,7 +206,7 @@ def test_every_offset_of_a_roll_occurs():
 @pytest.mark.parametrize("snr_db", [5.0, 20.0, 40.0])
 def test_the_signal_to_noise_ratio_is_the_one_asked_for(snr_db):
   waveform = noise(batch=4, samples=20_000)
-  result = augment.gaussian_snr(
+  result = augment_waveform.gaussian_snr(
     KEY, waveform, p=1.0, min_snr_db=snr_db, max_snr_db=snr_db
   )
   added = result - waveform
@@ -220,7 +224,7 @@ def test_gains_are_uniform_in_decibels():
 
 
 def test_filters_of_every_order_between_the_slopes_occur():
-  orders = augment._filter_order(KEY, 256, 12, 24)
+  orders = augment_waveform._filter_order(KEY, 256, 12, 24)
   assert set(orders.tolist()) == {2, 3, 4}
 
 
@@ -234,7 +238,7 @@ def test_filters_of_every_order_between_the_slopes_occur():
 )
 def test_impossible_filters_are_refused(name, changes, message):
   with pytest.raises(ValueError, match=message):
-    augment.AUGMENTATIONS[name](
+    augment_waveform.AUGMENTATIONS[name](
       KEY, noise(), sample_rate_hz=RATE, **{**PARAMETERS[name], **changes}
     )
 
@@ -242,7 +246,9 @@ def test_impossible_filters_are_refused(name, changes, message):
 def test_the_parameters_may_be_a_locked_configuration():
   waveform = noise()
   config = ml_collections.ConfigDict({"order": ("gain",), **PARAMETERS}).lock()
-  result = augment.augment(KEY, waveform, sample_rate_hz=RATE, **config)
+  result = augment_waveform.augment_waveform(
+    KEY, waveform, sample_rate_hz=RATE, **config
+  )
   np.testing.assert_allclose(result, apply(("gain",), waveform), rtol=1e-6)
 
 

@@ -1,0 +1,145 @@
+"""Spectrogram augmentations on the device, for a batch of log-mel fbanks.
+
+Every function takes (key, fbank [B, T, F] of natural-log energies, before
+standardisation) and returns the same shape; each example draws for itself.
+What costs Fourier transforms on a waveform is here a small matrix product: on
+a CPU a pitch shift of a spectrogram takes a fiftieth of one of a waveform.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Key
+
+from audiomosaic_jax import augment
+
+Fbank = Float[Array, "batch frames mel_bins"]
+
+
+def _mel(hz: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+  """Kaldi's mel scale, as in `features.mel_filter_bank`."""
+  return 1127.0 * jnp.log1p(hz / 700.0)
+
+
+def pitch_and_tempo(
+  key: Key[Array, ""],
+  fbank: Fbank,
+  *,
+  low_freq_hz: float,
+  high_freq_hz: float,
+  p: float,
+  min_semitones: float,
+  max_semitones: float,
+  min_rate: float,
+  max_rate: float,
+) -> Fbank:
+  """Moves the spectrum along both axes: another pitch, another speed.
+
+  With r = 2^(semitones / 12), y[k, f] = x[k rate, f / r]: what was at 1 kHz
+  lies at r kHz, what happened at 1 s happens at 1 / rate s. Energies between
+  two bands or frames are interpolated. Beyond the last band the floor of the
+  clip continues, beyond the last frame the clip starts again.
+
+  Args:
+    key: random key.
+    fbank: log-mel energies.
+    low_freq_hz: lower edge of the first filter.
+    high_freq_hz: upper edge of the last filter.
+    p: probability.
+    min_semitones: largest shift down, negative.
+    max_semitones: largest shift up; uniform in semitones.
+    min_rate: slowest; 0.5 takes twice as long.
+    max_rate: fastest; uniform on a logarithmic scale.
+
+  Returns:
+    The moved spectrogram, or the input, per example.
+
+  Reference: random resize crop of BYOL for Audio (Niizumi et al. 2021), which
+    stands for pitch shift and time stretch; here in their units.
+  """
+  batch, _, num_bins = fbank.shape
+  key_apply, key_pitch, key_rate = jax.random.split(key, 3)
+  semitones = jax.random.uniform(
+    key_pitch, (batch,), minval=min_semitones, maxval=max_semitones
+  )
+  rate = jnp.exp(
+    jax.random.uniform(
+      key_rate, (batch,), minval=np.log(min_rate), maxval=np.log(max_rate)
+    )
+  )
+  low, high = _mel(jnp.float32(low_freq_hz)), _mel(jnp.float32(high_freq_hz))
+  spacing = (high - low) / (num_bins + 1)
+  centers = 700.0 * jnp.expm1(
+    (low + spacing * jnp.arange(1, num_bins + 1)) / 1127.0
+  )
+  source_hz = centers * jnp.exp2(-semitones / 12.0)[:, None]
+  position = (_mel(source_hz) - low) / spacing - 1.0
+  changed = _read_frames(_read_bands(fbank, position), rate)
+  return augment.choose(key_apply, p, changed, fbank)
+
+
+def _read_bands(
+  fbank: Fbank, position: Float[Array, "batch mel_bins"]
+) -> Fbank:
+  """Interpolates energies at fractional bands; above the last is silence."""
+  num_bins = fbank.shape[2]
+  inside = jnp.clip(position, 0.0, num_bins - 1.0)
+  distance = inside[:, None, :] - jnp.arange(num_bins)[:, None]
+  weights = jnp.maximum(1.0 - jnp.abs(distance), 0.0)
+  moved = jnp.matmul(fbank, weights, precision=lax.Precision.HIGHEST)
+  silence = fbank.min(axis=(1, 2), keepdims=True)
+  return jnp.where((position > num_bins - 1)[:, None], silence, moved)
+
+
+def _read_frames(fbank: Fbank, rate: Float[Array, "batch"]) -> Fbank:
+  """Interpolates energies at the frames k rate, starting again at the end."""
+  num_frames = fbank.shape[1]
+  position = jnp.arange(num_frames) * rate[:, None]
+  index = jnp.floor(position).astype(jnp.int32)
+  fraction = (position - index)[..., None]
+
+  def rows(index):
+    return jnp.take_along_axis(
+      fbank, (index % num_frames)[..., None], axis=1, mode="clip"
+    )
+
+  here = rows(index)
+  return here + fraction * (rows(index + 1) - here)
+
+
+AUGMENTATIONS: dict[str, Callable[..., Fbank]] = {
+  "pitch_and_tempo": pitch_and_tempo,
+}
+
+
+def augment_fbank(
+  key: Key[Array, ""],
+  fbank: Fbank,
+  *,
+  low_freq_hz: float,
+  high_freq_hz: float,
+  order: Sequence[str],
+  **parameters: Any,
+) -> Fbank:
+  """Applies the named augmentations one after the other.
+
+  Args:
+    key: random key; the i-th step uses fold_in(key, i).
+    fbank: log-mel energies, not yet standardised.
+    low_freq_hz: lower edge of the first filter.
+    high_freq_hz: upper edge of the last filter.
+    order: names from AUGMENTATIONS; a name may occur more than once.
+    **parameters: mappings of keyword arguments; those not in `order` may stay.
+
+  Returns:
+    The augmented spectrograms, same shape.
+
+  Raises:
+    ValueError: a name that is not in AUGMENTATIONS, or one without parameters.
+  """
+  known = {"low_freq_hz": low_freq_hz, "high_freq_hz": high_freq_hz}
+  return augment.in_order(AUGMENTATIONS, key, fbank, known, order, parameters)
