@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models_heads_test import FBANK, build, init, lively, logits_of
+from models_heads_test import FBANK, QUICK, build, init, lively, logits_of
 
 from audiomosaic_jax.models import probes
 
@@ -11,7 +11,8 @@ def encode(model, params, fbank, **how):
   forward = jax.jit(
     lambda params: model.encoder.apply(
       {"params": params}, fbank, None, train=False, **how
-    )
+    ),
+    compiler_options=QUICK,
   )
   return forward(params["encoder"])
 

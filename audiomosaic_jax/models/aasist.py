@@ -84,7 +84,7 @@ class Aasist(nn.Module):
     readout_dropout: of the features that are classified.
     freeze_encoder: see `heads.Classifier`.
 
-  Reference: AudioMosaicAASIST of the published code, logits equal to 5e-5
+  Reference: AudioMosaicAASIST of the published code; logits equal to 8e-5,
     where its own rounding is 9e-6. Differs from upstream: parameters that it
     builds and never trains are not here (`import_torch.AASIST_UNUSED`).
   """

@@ -23,8 +23,10 @@ NODE_INIT = nn.initializers.normal(1.0)
 class GraphAttention(nn.Module):
   """Attention between the nodes of one graph.
 
-  a_ij = softmax_j(w . tanh(A (x_i * x_j)) / temperature)
-  y_i  = selu(norm(P sum over j of a_ij x_j + Q x_i))
+    a_ij = softmax_j(w . tanh(A (x_i * x_j)) / temperature)
+    y_i  = selu(norm(P sum over j of a_ij x_j + Q x_i))
+
+  Dropout in training is that of x, before all else.
   """
 
   width: int
@@ -113,7 +115,8 @@ class GraphPool(nn.Module):
 
     s_i = sigmoid(w . x_i + b);   y = s_i x_i of the int(N ratio) best nodes
 
-  The order counts: two graphs are later compared node by node.
+  The order counts: the branches are later compared node by node. Dropout in
+  training changes the scores alone.
   """
 
   ratio: float

@@ -85,7 +85,7 @@ class Classifier(nn.Module):
     freeze_encoder: the encoder is in evaluation mode and gets no gradient.
       Weight decay needs no gradient: freeze "encoder/.*" in the optimiser too.
 
-  Reference: AudioMosaicClassifier of the published code; logits equal to 4e-6.
+  Reference: AudioMosaicClassifier of the published code; logits equal to 5e-6.
     Differs from upstream: "fusion" normalises all 2 D features, where the
     published norm of D features fails; the norm is of the encoder's kind.
   """

@@ -1,7 +1,8 @@
 """Probes: small readouts that tell what an encoder and its layers hold.
 
-All read the outputs of the blocks, most with the encoder frozen. `parity` says
-which outputs count: "paper" takes every block once, "released" as upstream.
+To probe is to set freeze_encoder; without it the same heads fine-tune. Those
+over all layers have a `parity`: "paper" counts every block once, "released" as
+the published code does.
 """
 
 import flax.linen as nn
@@ -33,7 +34,7 @@ class LayerProbe(nn.Module):
     layer: of the block, 0 .. depth - 1.
     freeze_encoder: see `heads.Classifier`.
 
-  Reference: AudioMosaicLayerProbe of the published code; equal to 4e-6.
+  Reference: AudioMosaicLayerProbe of the published code; equal to 5e-6.
   """
 
   encoder: ViT
@@ -87,7 +88,7 @@ class WeightedSumProbe(nn.Module):
     freeze_encoder: see `heads.Classifier`.
 
   Reference: SUPERB (Yang et al. 2021); AudioMosaicWeightedSumProbe of the
-    published code, equal to 4e-6.
+    published code, equal to 5e-6.
   """
 
   encoder: ViT
@@ -140,7 +141,7 @@ class AttentiveProbe(nn.Module):
     parity: which outputs count, see `block_outputs`.
     freeze_encoder: see `heads.Classifier`.
 
-  Reference: AudioMosaicAttentiveProbe of the published code; equal to 4e-6.
+  Reference: AudioMosaicAttentiveProbe of the published code; equal to 6e-6.
   """
 
   encoder: ViT
