@@ -3,8 +3,13 @@
 A checkpoint is a flat mapping of names to numpy arrays; nothing of PyTorch is
 imported. Every leaf of the model has exactly one reference tensor (a stacked
 encoder block has one per layer), found by the table `MODULES` and the leaf
-names of `KINDS`. Nothing is skipped in silence: each source tensor is used or
-named as ignored, each target leaf is filled, each shape and dtype fits.
+names of `KINDS`, both in `reference_names`. Nothing is skipped in silence: each
+source tensor is used or named as ignored, each target leaf is filled, each
+shape and dtype fits.
+
+All heads of the reference are covered; those that read all layers need parity
+"released". For spectrograms of another length, resize the position embeddings
+first: `models.positions`.
 """
 
 import math
@@ -16,52 +21,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
+from audiomosaic_jax.reference_names import KINDS, MODULES
+
 StateDict = Mapping[str, np.ndarray]
-
-# Flax module -> (reference module, kind). "*" stands for the block number.
-MODULES = {
-  "encoder/cls_token": ("cls_token", "array"),
-  "encoder/pos_embed": ("pos_embed", "array"),
-  "encoder/patch_embed/proj": ("patch_embed.proj", "conv"),
-  "encoder/patch_embed/norm": ("patch_embed.norm", "norm"),
-  "encoder/norm_pre": ("norm_pre", "norm"),
-  "encoder/blocks/norm1": ("blocks.*.norm1", "norm"),
-  "encoder/blocks/attn/qkv": ("blocks.*.attn.qkv", "linear"),
-  "encoder/blocks/attn/q_norm": ("blocks.*.attn.q_norm", "norm"),
-  "encoder/blocks/attn/k_norm": ("blocks.*.attn.k_norm", "norm"),
-  "encoder/blocks/attn/proj": ("blocks.*.attn.proj", "linear"),
-  "encoder/blocks/norm2": ("blocks.*.norm2", "norm"),
-  "encoder/blocks/mlp/fc1": ("blocks.*.mlp.fc1", "linear"),
-  "encoder/blocks/mlp/fc2": ("blocks.*.mlp.fc2", "linear"),
-  "encoder/norm": ("norm", "norm"),
-  "fc_norm": ("fc_norm", "norm"),
-  "projector/dense_0": ("projector.0", "linear"),
-  "projector/norm_0": ("projector.1", "norm"),
-  "projector/dense_1": ("projector.3", "linear"),
-  "projector/norm_1": ("projector.4", "norm"),
-  "online_classifier": ("online_classifier", "linear"),
-  "logit_scale": ("logit_scale", "array"),
-  "logit_bias": ("logit_bias", "array"),
-}
-
-# Kind -> Flax leaf -> reference leaf.
-KINDS = {
-  "array": {"": ""},
-  "linear": {"kernel": "weight", "bias": "bias"},
-  "conv": {"kernel": "weight", "bias": "bias"},
-  "norm": {
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-  },
-}
 
 # What wrappers for data-parallel training and compilation put before a name.
 PREFIXES = ("module.", "_orig_mod.")
 
 # A counter that nothing reads, and the head timm builds but never uses.
 IGNORED = (r".*\.num_batches_tracked", r"head\..*")
+
+# What the published AASIST model builds and never trains, for `ignore`: the
+# norm of a classifier, and the first norms of the residual blocks.
+AASIST_UNUSED = (r"fc_norm\..*", r"encoder\.\d\.0\.bn1\..*")
 
 
 class Entry(NamedTuple):
@@ -71,14 +43,15 @@ class Entry(NamedTuple):
     path: of the Flax leaf, starting with its collection.
     names: of its reference tensors, one per block for a stacked leaf.
     shape: of each reference tensor.
-    is_matrix: True if the two layouts are transposes of each other.
+    is_kernel: True if the axes are (*kernel, in, out) here and
+      (out, in, *kernel) there.
     is_stacked: True if the leaf has the blocks on axis 0.
   """
 
   path: tuple[str, ...]
   names: tuple[str, ...]
   shape: tuple[int, ...]
-  is_matrix: bool
+  is_kernel: bool
   is_stacked: bool
 
 
@@ -139,7 +112,7 @@ def from_torch(
       f"{_some(unused)}; build the model that was saved or name them in ignore"
     )
   filled = {
-    entry.path: _to_flax(entry, source, flat_target[entry.path].dtype)
+    entry.path: _to_flax(entry, source, flat_target[entry.path])
     for entry in table
   }
   return traverse_util.unflatten_dict(filled), ignored
@@ -160,9 +133,11 @@ def to_torch(variables: Any, *, ignored: StateDict) -> dict[str, np.ndarray]:
   for entry in rename_table(variables):
     leaf = np.asarray(flat[entry.path])
     layers = leaf if entry.is_stacked else leaf[None]
-    if entry.is_matrix:
-      layers = layers.swapaxes(-1, -2)
     for name, layer in zip(entry.names, layers, strict=True):
+      if entry.is_kernel:
+        outputs, inputs, *size = entry.shape
+        layer = layer.reshape(*size, inputs, outputs)
+        layer = np.moveaxis(layer, (-1, -2), (0, 1))
       # A copy in C order: a transposed view would not serialise as the bytes
       # that were read.
       state_dict[name] = np.array(layer.reshape(entry.shape), order="C")
@@ -200,7 +175,7 @@ def _entry(path: tuple[str, ...], shape: tuple[int, ...]) -> Entry:
   if leaf not in KINDS.get(kind, {}):
     raise ValueError(
       f"{'/'.join(path)} {tuple(shape)} has no counterpart in the reference; "
-      "add its module to import_torch.MODULES"
+      "add its module to reference_names.MODULES"
     )
   stacked = "*" in reference
   name = reference + "." * bool(leaf) + KINDS[kind][leaf]
@@ -210,16 +185,16 @@ def _entry(path: tuple[str, ...], shape: tuple[int, ...]) -> Entry:
     else (name,)
   )
   shape = tuple(shape[1:] if stacked else shape)
-  is_matrix = leaf == "kernel"
-  if is_matrix:
-    rows, cols = shape
-    side = math.isqrt(rows)
-    # A patch kernel is [time * freq, out] here, [out, 1, time, freq] there.
-    shape = (cols, 1, side, side) if kind == "conv" else (cols, rows)
-  return Entry(path, names, shape, is_matrix, stacked)
+  is_kernel = leaf == "kernel"
+  if is_kernel:
+    *size, inputs, outputs = shape
+    if kind == "patch":  # [time * freq, out] here, [out, 1, time, freq] there
+      size, inputs = 2 * [math.isqrt(inputs)], 1
+    shape = (outputs, inputs, *size)
+  return Entry(path, names, shape, is_kernel, stacked)
 
 
-def _to_flax(entry: Entry, source: StateDict, dtype: np.dtype) -> np.ndarray:
+def _to_flax(entry: Entry, source: StateDict, leaf: Any) -> np.ndarray:
   """Returns one leaf from its reference tensors, after checking them."""
   for name in entry.names:
     tensor = source[name]
@@ -229,15 +204,15 @@ def _to_flax(entry: Entry, source: StateDict, dtype: np.dtype) -> np.ndarray:
         f"{where} has shape {tensor.shape}, the model needs {entry.shape}; "
         "build the model that was saved"
       )
-    if tensor.dtype != dtype:
+    if tensor.dtype != leaf.dtype:
       raise ValueError(
-        f"{where} is {tensor.dtype}, the model needs {np.dtype(dtype)}; "
+        f"{where} is {tensor.dtype}, the model needs {np.dtype(leaf.dtype)}; "
         "convert the checkpoint first"
       )
   layers = np.stack([source[name] for name in entry.names])
-  if entry.is_matrix:
-    layers = layers.reshape(*layers.shape[:2], -1).swapaxes(-1, -2)
-  return np.array(layers if entry.is_stacked else layers[0], order="C")
+  if entry.is_kernel:
+    layers = np.moveaxis(layers, (1, 2), (-1, -2))
+  return np.array(layers.reshape(leaf.shape), order="C")
 
 
 def _without_prefixes(state_dict: StateDict) -> dict[str, np.ndarray]:

@@ -1,4 +1,3 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +5,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from audiomosaic_jax import losses
-from audiomosaic_jax.models import audiomosaic, heads
+from audiomosaic_jax.models import audiomosaic
 from configs import common
 
 ENCODER = {
@@ -130,6 +129,7 @@ def test_poolings_are_what_their_names_say():
   np.testing.assert_array_equal(pooled["mean"][0], [4, 5, 6, 7])
   np.testing.assert_array_equal(pooled["mean_no_cls"][0], [6, 7, 8, 9])
   np.testing.assert_array_equal(pooled["cls"][0], [0, 1, 2, 3])
+  np.testing.assert_array_equal(pooled["fusion"][0], [0, 1, 2, 3, 6, 7, 8, 9])
 
 
 @pytest.mark.parametrize("pooling", audiomosaic.POOLINGS)
@@ -138,7 +138,7 @@ def test_embedding_is_the_normed_pooled_output_of_the_encoder(pooling):
   variables = init(model)
   embedding = model.apply(variables, FBANK, method="embed")
   _, pooled = model.apply(variables, FBANK, None, train=False)
-  assert embedding.shape == (16, 32)
+  assert embedding.shape == (16, 64 if pooling == "fusion" else 32)
   # The scale is one and the bias zero at initialisation.
   centred = pooled - pooled.mean(-1, keepdims=True)
   variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
@@ -158,38 +158,6 @@ def test_bfloat16_model_returns_float32_close_to_the_float32_model():
     jnp.linalg.norm(z, axis=-1) * jnp.linalg.norm(expected, axis=-1)
   )
   assert float(cosine.min()) > 0.995
-
-
-def test_batch_norm_has_unbiased_running_and_biased_batch_variance():
-  x = jnp.asarray(np.random.default_rng(3).normal(2, 3, (6, 5)), jnp.float32)
-  norm = heads.BatchNorm(momentum=0.9, epsilon=1e-5, trainable_bias=True)
-  variables = norm.init(jax.random.key(0), x, train=True)
-  stats = variables["batch_stats"]
-  np.testing.assert_array_equal(stats["mean"], 0)  # init records nothing
-  y, updated = norm.apply(variables, x, train=True, mutable=["batch_stats"])
-  np.testing.assert_allclose(y.mean(0), 0, atol=1e-6)
-  np.testing.assert_allclose(y.var(0), 1, atol=1e-5)
-  stats = updated["batch_stats"]
-  np.testing.assert_allclose(stats["mean"], 0.1 * x.mean(0), rtol=1e-5)
-  np.testing.assert_allclose(
-    stats["var"], 0.9 + 0.1 * x.var(0, ddof=1), rtol=1e-5
-  )
-
-
-def test_batch_norm_in_evaluation_equals_the_one_of_flax():
-  x = jnp.asarray(np.random.default_rng(3).normal(2, 3, (6, 5)), jnp.float32)
-  ours = heads.BatchNorm(momentum=0.9, epsilon=1e-5, trainable_bias=True)
-  theirs = nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_running_average=True)
-  variables = jax.tree.map(
-    lambda s: jnp.linspace(0.5, 1.5, s.size),
-    ours.init(jax.random.key(0), x, train=False),
-  )
-  np.testing.assert_allclose(
-    ours.apply(variables, x, train=False),
-    theirs.apply(variables, x),
-    rtol=1e-5,
-    atol=1e-6,
-  )
 
 
 def test_last_projector_bias_never_gets_a_gradient():

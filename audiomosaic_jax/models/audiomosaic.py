@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from audiomosaic_jax.models.heads import Projector
+from audiomosaic_jax.models.readout import POOLINGS, check_pooling
 from audiomosaic_jax.models.vit import DENSE_INIT, NORMS, ViT
 
 
@@ -48,15 +49,7 @@ class AudioMosaic(nn.Module):
   num_online_classes: int
 
   def setup(self):
-    if self.pooling not in POOLINGS:
-      raise ValueError(
-        f"pooling {self.pooling!r} is unknown; use one of {tuple(POOLINGS)}"
-      )
-    if self.pooling != "mean" and not self.encoder.class_token:
-      raise ValueError(
-        f"pooling {self.pooling!r} needs class_token=True, got False; "
-        "use pooling 'mean'"
-      )
+    check_pooling(self.pooling, self.encoder)
     if self.use_fc_norm:
       self.fc_norm = NORMS[self.encoder.norm](dtype="float32")
     if self.learnable_temperature:
@@ -108,7 +101,7 @@ class AudioMosaic(nn.Module):
     """
     return self._normed(self.pool(self.encoder(fbank, None, train=False)))
 
-  def pool(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+  def pool(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B E"]:
     """Reduces tokens to one float32 vector per example, as `pooling` says."""
     return POOLINGS[self.pooling](tokens.astype(jnp.float32))
 
@@ -158,11 +151,3 @@ def build(
     projector=Projector(dtype=encoder["dtype"], **projector),
     **rest,
   )
-
-
-POOLINGS = {
-  # The published mean takes the class token in as one more token.
-  "mean": lambda tokens: tokens.mean(axis=1),
-  "mean_no_cls": lambda tokens: tokens[:, 1:].mean(axis=1),
-  "cls": lambda tokens: tokens[:, 0],
-}

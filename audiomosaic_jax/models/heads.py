@@ -1,66 +1,25 @@
-"""What sits on top of the encoder: the projector of the contrastive loss."""
+"""What sits on top of the encoder: the projector, and the classifiers.
+
+Every classifier in HEADS is called as (fbank, keep_ids, train) -> logits and
+holds its encoder under "encoder", so parameters of one fit another. The
+reference masks tokens while it fine-tunes; here that is a choice of keep_ids,
+such as mode "time_freq" of the masking module.
+"""
+
+from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from audiomosaic_jax.models.vit import DENSE_INIT
-
-
-class BatchNorm(nn.Module):
-  """Batch normalisation with the running statistics of PyTorch.
-
-    y = (x - mean) / sqrt(var + eps) * scale + bias
-    running <- momentum * running + (1 - momentum) * batch
-
-  The batch is normalised by its biased variance; the running variance takes
-  the unbiased one, B / (B - 1) times larger. Flax's own BatchNorm keeps the
-  biased one, 20 % off at batch 6. The mean is over the whole axis: under
-  `jax.jit` with a sharded batch that is the global batch, with no axis name.
-
-  Attributes:
-    momentum: share of the running statistics that stays, PyTorch's 1 - m.
-    epsilon: added to the variance.
-    trainable_bias: False freezes the bias where it is (initially 0).
-
-  Reference: torch.nn.BatchNorm1d; outputs and statistics equal to 1e-6.
-  """
-
-  momentum: float
-  epsilon: float
-  trainable_bias: bool
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, "B C"], *, train: bool
-  ) -> Float[Array, "B C"]:
-    """Normalises by the batch when training, else by running statistics.
-
-    Args:
-      x: features, any float type; statistics and result are float32.
-      train: use and record the statistics of this batch.
-
-    Returns:
-      Normalised features.
-    """
-    shape = x.shape[-1:]
-    running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-    running_var = self.variable("batch_stats", "var", jnp.ones, shape)
-    scale = self.param("scale", nn.initializers.ones, shape)
-    bias = self.param("bias", nn.initializers.zeros, shape)
-    if not self.trainable_bias:
-      bias = jax.lax.stop_gradient(bias)
-
-    x = x.astype(jnp.float32)
-    mean, var = running_mean.value, running_var.value
-    if train:
-      mean, var = jnp.mean(x, axis=0), jnp.var(x, axis=0)
-      if not self.is_initializing():
-        unbiased = var * (x.shape[0] / max(x.shape[0] - 1, 1))
-        for running, batch in ((running_mean, mean), (running_var, unbiased)):
-          running.value += (1 - self.momentum) * (batch - running.value)
-    return (x - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
+from audiomosaic_jax.models import aasist, probes
+from audiomosaic_jax.models.batch_norm import BatchNorm
+from audiomosaic_jax.models.readout import (
+  POOLINGS,
+  check_pooling,
+  classify,
+  encode,
+)
+from audiomosaic_jax.models.vit import DENSE_INIT, ViT
 
 
 class Projector(nn.Module):
@@ -111,3 +70,92 @@ class Projector(nn.Module):
     return BatchNorm(
       momentum=0.9, epsilon=1e-5, trainable_bias=trainable_bias, name=name
     )
+
+
+class Classifier(nn.Module):
+  """Classifies the pooled tokens: fine-tuning and, frozen, the linear probe.
+
+    logits = W norm(pool(ViT(fbank, keep_ids))) + b
+
+  Attributes:
+    encoder: the Vision Transformer; the published one has no final norm.
+    num_classes: C.
+    pooling: a name in POOLINGS; "fusion" is the class token and, beside it,
+      the mean of the others.
+    freeze_encoder: the encoder is in evaluation mode and gets no gradient.
+      Weight decay needs no gradient: freeze "encoder/.*" in the optimiser too.
+
+  Reference: AudioMosaicClassifier of the published code; logits equal to 5e-6.
+    Differs from upstream: "fusion" normalises all 2 D features, where the
+    published norm of D features fails; the norm is of the encoder's kind.
+  """
+
+  encoder: ViT
+  num_classes: int
+  pooling: str
+  freeze_encoder: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B C"]:
+    """Classifies a batch.
+
+    Args:
+      fbank: standardised log-mel spectrograms.
+      keep_ids: ids of the tokens that the encoder sees, or None for all.
+      train: stochastic depth on; needs the rng collection "drop_path".
+
+    Returns:
+      Logits.
+
+    Raises:
+      ValueError: if the pooling is unknown or lacks its class token.
+    """
+    check_pooling(self.pooling, self.encoder)
+    tokens = encode(
+      self.encoder,
+      fbank,
+      keep_ids,
+      train=train,
+      freeze=self.freeze_encoder,
+      return_layers=False,
+    )
+    pooled = POOLINGS[self.pooling](tokens)
+    return classify(pooled, self.num_classes, self.encoder.norm)
+
+
+def build(
+  *, head: str, grid: tuple[int, int], encoder: Any, **rest: Any
+) -> nn.Module:
+  """Builds a classifier from plain values, as a config holds them.
+
+  Args:
+    head: a name in HEADS.
+    grid: (time, freq) patches, which follow from the spectrogram's size.
+    encoder: mapping with the other attributes of ViT.
+    **rest: the other attributes of the head.
+
+  Returns:
+    The model; it has no parameters until `init`.
+
+  Raises:
+    ValueError: if the head is unknown.
+  """
+  if head not in HEADS:
+    raise ValueError(f"head {head!r} is unknown; use one of {tuple(HEADS)}")
+  return HEADS[head](encoder=ViT(grid=grid, **encoder), **rest)
+
+
+HEADS = {
+  "linear": Classifier,
+  "layer": probes.LayerProbe,
+  "weighted_sum": probes.WeightedSumProbe,
+  "attentive": probes.AttentiveProbe,
+  "prototype": probes.PrototypeProbe,
+  "aasist": aasist.Aasist,
+}

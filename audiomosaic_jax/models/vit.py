@@ -26,43 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from audiomosaic_jax.models.positions import sincos_table
+
 # timm truncates its normal at +-2, which is 100 standard deviations.
 DENSE_INIT = nn.initializers.normal(0.02)
 NORM_EPS = 1e-6
-
-
-def sincos_table(
-  height: int, width: int, channels: int
-) -> Float[np.ndarray, "L D"]:
-  """Returns the 2-D sine-cosine position table of a row-major grid.
-
-    angle_k(p) = p * 10000^(-k / (D/4)),   k = 0 .. D/4 - 1
-    row(h, w)  = [sin angle(w), cos angle(w), sin angle(h), cos angle(h)]
-
-  Args:
-    height: rows of the grid.
-    width: columns of the grid, the axis that varies fastest.
-    channels: D, a multiple of four.
-
-  Returns:
-    One row per grid cell, float32.
-
-  Raises:
-    ValueError: if channels is not a multiple of four.
-
-  Reference: MAE (He et al. 2022); equal to the published table bit for bit.
-  """
-  if channels % 4:
-    raise ValueError(
-      f"sin-cos positions need a width divisible by 4, got {channels}; "
-      f"use {channels // 4 * 4} or {channels // 4 * 4 + 4}"
-    )
-  # Parity: angles in float32 from the start; doubles differ by up to 1e-6.
-  k = np.arange(channels // 4, dtype=np.float32)
-  freqs = 1 / 10000 ** (k / np.float32(channels / 4))
-  h, w = np.indices((height, width), dtype=np.float32)
-  angles = [np.outer(axis.ravel(), freqs) for axis in (w, h)]
-  return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], 1)
 
 
 def patchify(

@@ -1,0 +1,311 @@
+"""Probes: small readouts that tell what an encoder and its layers hold.
+
+To probe is to set freeze_encoder; without it the same heads fine-tune. Those
+over all layers have a `parity`: "paper" counts every block once, "released" as
+the published code does.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from audiomosaic_jax.models.readout import (
+  POOLINGS,
+  TORCH_INIT,
+  check_pooling,
+  classify,
+  encode,
+)
+from audiomosaic_jax.models.vit import NORMS, ViT
+
+PARITIES = ("paper", "released")
+
+
+class LayerProbe(nn.Module):
+  """Classifies the pooled output of one block.
+
+    logits = W norm(pool(x_layer)) + b
+
+  Attributes:
+    encoder: the Vision Transformer. All of its blocks run.
+    num_classes: C.
+    pooling: a name in POOLINGS.
+    layer: of the block, 0 .. depth - 1.
+    freeze_encoder: see `heads.Classifier`.
+
+  Reference: AudioMosaicLayerProbe of the published code; equal to 5e-6.
+  """
+
+  encoder: ViT
+  num_classes: int
+  pooling: str
+  layer: int
+  freeze_encoder: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B C"]:
+    """Classifies a batch; arguments and result as of `heads.Classifier`.
+
+    Raises:
+      ValueError: if there is no such block, or the pooling is unknown.
+    """
+    check_pooling(self.pooling, self.encoder)
+    if not 0 <= self.layer < self.encoder.depth:
+      raise ValueError(
+        f"layer {self.layer} is not a block of an encoder of depth "
+        f"{self.encoder.depth}; use 0 to {self.encoder.depth - 1}"
+      )
+    _, layers = encode(
+      self.encoder,
+      fbank,
+      keep_ids,
+      train=train,
+      freeze=self.freeze_encoder,
+      return_layers=True,
+    )
+    pooled = POOLINGS[self.pooling](layers[self.layer])
+    return classify(pooled, self.num_classes, self.encoder.norm)
+
+
+class WeightedSumProbe(nn.Module):
+  """Classifies a learned mixture of the outputs of all blocks.
+
+    a = softmax(w)                     one weight per layer, equal at first
+    logits = W norm(pool(sum over l of  a_l x_l)) + b
+
+  Attributes:
+    encoder: the Vision Transformer.
+    num_classes: C.
+    pooling: a name in POOLINGS.
+    parity: which outputs count, see `block_outputs`.
+    freeze_encoder: see `heads.Classifier`.
+
+  Reference: SUPERB (Yang et al. 2021); AudioMosaicWeightedSumProbe of the
+    published code, equal to 5e-6.
+  """
+
+  encoder: ViT
+  num_classes: int
+  pooling: str
+  parity: str
+  freeze_encoder: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B C"]:
+    """Classifies a batch; arguments and result as of `heads.Classifier`.
+
+    Raises:
+      ValueError: if the pooling or the parity is unknown.
+    """
+    check_pooling(self.pooling, self.encoder)
+    layers = block_outputs(
+      self.encoder,
+      fbank,
+      keep_ids,
+      train=train,
+      freeze=self.freeze_encoder,
+      parity=self.parity,
+    )
+    weights = self.param("layer_weights", nn.initializers.zeros, (len(layers),))
+    # A pooling is linear: to mix what is pooled is the same and far less work.
+    pooled = jax.vmap(POOLINGS[self.pooling])(layers)
+    mixed = jnp.einsum("l,lbe->be", jax.nn.softmax(weights), pooled)
+    return classify(mixed, self.num_classes, self.encoder.norm)
+
+
+class AttentiveProbe(nn.Module):
+  """Classifies what learned queries gather from the outputs of all blocks.
+
+    p_l = pool(norm_l(x_l))            a norm of its own for every layer
+    y_h = sum over l of  softmax_l(q_h . K_h p_l / sqrt(d)) V_h p_l
+    logits = W norm([y_1 .. y_H]) + b
+
+  Attributes:
+    encoder: the Vision Transformer.
+    num_classes: C.
+    pooling: a name in POOLINGS.
+    num_queries: H, heads of the attention over layers with d channels each.
+    parity: which outputs count, see `block_outputs`.
+    freeze_encoder: see `heads.Classifier`.
+
+  Reference: AudioMosaicAttentiveProbe of the published code; equal to 6e-6.
+  """
+
+  encoder: ViT
+  num_classes: int
+  pooling: str
+  num_queries: int
+  parity: str
+  freeze_encoder: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B C"]:
+    """Classifies a batch; arguments and result as of `heads.Classifier`.
+
+    Raises:
+      ValueError: if the pooling or the parity is unknown, or if num_queries
+        does not divide the pooled width.
+    """
+    check_pooling(self.pooling, self.encoder)
+    layers = block_outputs(
+      self.encoder,
+      fbank,
+      keep_ids,
+      train=train,
+      freeze=self.freeze_encoder,
+      parity=self.parity,
+    )
+    norm_each = nn.vmap(
+      lambda norm, x: norm(x),
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+    )
+    norms = NORMS[self.encoder.norm](dtype="float32", name="layer_norms")
+    pooled = jax.vmap(POOLINGS[self.pooling])(norm_each(norms, layers))
+    gathered = self._attend(pooled.swapaxes(0, 1))
+    return classify(gathered, self.num_classes, self.encoder.norm)
+
+  def _attend(self, pooled: Float[Array, "B L E"]) -> Float[Array, "B E"]:
+    """Returns what the queries gather over the layers."""
+    width = pooled.shape[-1]
+    if width % self.num_queries:
+      raise ValueError(
+        f"pooled width {width} is not divisible by num_queries "
+        f"{self.num_queries}; use a divisor of the width"
+      )
+    query = self.param(
+      "attn_query",
+      nn.initializers.normal(0.02),
+      (1, self.num_queries, 1, width // self.num_queries),
+    )
+    key, value = (
+      nn.Dense(width, use_bias=False, kernel_init=TORCH_INIT, name=name)(
+        pooled
+      ).reshape(*pooled.shape[:2], self.num_queries, -1)
+      for name in ("attn_key", "attn_value")
+    )
+    scores = jnp.einsum("hd,blhd->bhl", query[0, :, 0], key)
+    weights = jax.nn.softmax(scores * key.shape[-1] ** -0.5)
+    return jnp.einsum("bhl,blhd->bhd", weights, value).reshape(-1, width)
+
+
+class PrototypeProbe(nn.Module):
+  """Scores every class by the patches that look most like its prototypes.
+
+    s_cj = max over n of  cos(norm(x_n), p_cj)     patches n, prototypes j
+    logit_c = sum over j of  w_cj s_cj + b_c
+
+  A pooled vector loses a short sound in a long clip; the maximum finds it, and
+  the patch that gives it says where the class is heard. Prototypes belong to
+  one class, so no class is scored by what was learned for another. At first
+  the weights are 1 and the prototypes random. The class token is no place in
+  the spectrogram and is left out.
+
+  Attributes:
+    encoder: the Vision Transformer.
+    num_classes: C.
+    num_prototypes: J, per class. The similarities need B N C J floats.
+    freeze_encoder: see `heads.Classifier`.
+
+  Reference: not in the published code; in the spirit of prototypical probing
+    for multi-label audio, Heinrich et al. 2025 (AudioProtoPNet) and Rauch et
+    al. 2025. Tested against the equations to 1e-5.
+  """
+
+  encoder: ViT
+  num_classes: int
+  num_prototypes: int
+  freeze_encoder: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B C"]:
+    """Classifies a batch; arguments and result as of `heads.Classifier`."""
+    tokens = encode(
+      self.encoder,
+      fbank,
+      keep_ids,
+      train=train,
+      freeze=self.freeze_encoder,
+      return_layers=False,
+    )
+    patches = tokens[:, int(self.encoder.class_token) :]
+    patches = NORMS[self.encoder.norm](dtype="float32", name="fc_norm")(patches)
+    shape = (self.num_classes, self.num_prototypes)
+    prototypes = self.param(
+      "prototypes", nn.initializers.normal(1.0), (*shape, patches.shape[-1])
+    )
+    similarity = jnp.einsum(
+      "bnd,cjd->bncj", unit_length(patches), unit_length(prototypes)
+    )
+    weights = self.param("weights", nn.initializers.ones, shape)
+    bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
+    return jnp.einsum("bcj,cj->bc", similarity.max(axis=1), weights) + bias
+
+
+def unit_length(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+  """Returns vectors divided by their length, which is at least 1e-6."""
+  squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-12))
+
+
+def block_outputs(
+  encoder: ViT,
+  fbank: Float[Array, "B T F"],
+  keep_ids: Int[Array, "B K"] | None,
+  *,
+  train: bool,
+  freeze: bool,
+  parity: str,
+) -> Float[Array, "L B N D"]:
+  """Returns the layers that a probe over all layers reads.
+
+  Args:
+    encoder: the Vision Transformer.
+    fbank: standardised log-mel spectrograms.
+    keep_ids: ids of the tokens to encode, or None for all.
+    train: stochastic depth on, unless frozen.
+    freeze: see `readout.encode`.
+    parity: "paper" for the outputs of the blocks, "released" for these and
+      the encoder's output.
+
+  Returns:
+    One layer per row, depth or depth + 1 of them.
+
+  Raises:
+    ValueError: if the parity is unknown.
+  """
+  if parity not in PARITIES:
+    raise ValueError(f"parity {parity!r} is unknown; use one of {PARITIES}")
+  tokens, layers = encode(
+    encoder, fbank, keep_ids, train=train, freeze=freeze, return_layers=True
+  )
+  if parity == "paper":
+    return layers
+  # Parity: the published probes append the output of the encoder. It has no
+  # final norm there, so the last block counts twice.
+  return jnp.concatenate([layers, tokens[None]])

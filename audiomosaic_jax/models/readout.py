@@ -1,0 +1,84 @@
+"""What heads share: encoding, poolings, and the normed linear classifier."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from audiomosaic_jax.models.vit import NORMS, ViT
+
+HEAD_INIT = nn.initializers.normal(2.5e-5)
+# How PyTorch draws the weights of a linear layer: U(-1, 1) / sqrt(inputs).
+TORCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def encode(
+  encoder: ViT,
+  fbank: Float[Array, "B T F"],
+  keep_ids: Int[Array, "B K"] | None,
+  *,
+  train: bool,
+  freeze: bool,
+  return_layers: bool,
+) -> Any:
+  """Runs the encoder, to train it along or to read it as it is.
+
+  Args:
+    encoder: the Vision Transformer.
+    fbank: standardised log-mel spectrograms.
+    keep_ids: ids of the tokens to encode, or None for all.
+    train: stochastic depth on, unless frozen.
+    freeze: stochastic depth off, and no gradient to the encoder.
+    return_layers: also return the output of every block.
+
+  Returns:
+    What the encoder returns, in float32.
+  """
+  out = encoder(
+    fbank, keep_ids, train=train and not freeze, return_layers=return_layers
+  )
+  out = jax.tree.map(lambda x: x.astype(jnp.float32), out)
+  return jax.lax.stop_gradient(out) if freeze else out
+
+
+def check_pooling(pooling: str, encoder: ViT) -> None:
+  """Raises ValueError if the pooling is unknown or lacks its class token."""
+  if pooling not in POOLINGS:
+    raise ValueError(
+      f"pooling {pooling!r} is unknown; use one of {tuple(POOLINGS)}"
+    )
+  if pooling != "mean" and not encoder.class_token:
+    raise ValueError(
+      f"pooling {pooling!r} needs class_token=True, got False; "
+      "use pooling 'mean'"
+    )
+
+
+def classify(
+  features: Float[Array, "B E"], num_classes: int, norm: str
+) -> Float[Array, "B C"]:
+  """Returns head(fc_norm(features)); both belong to the calling module.
+
+  Args:
+    features: one vector per example.
+    num_classes: C.
+    norm: a name in NORMS, that of the encoder.
+
+  Returns:
+    Logits. They start near zero: a first prediction of all classes alike.
+  """
+  features = NORMS[norm](dtype="float32", name="fc_norm")(features)
+  return nn.Dense(num_classes, kernel_init=HEAD_INIT, name="head")(features)
+
+
+POOLINGS = {
+  # The published mean takes the class token in as one more token.
+  "mean": lambda tokens: tokens.mean(axis=1),
+  "mean_no_cls": lambda tokens: tokens[:, 1:].mean(axis=1),
+  "cls": lambda tokens: tokens[:, 0],
+  "fusion": lambda tokens: jnp.concatenate(
+    [tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1
+  ),
+}
