@@ -4,7 +4,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from audiomosaic_jax.data import sources, wrappers
+from audiomosaic_jax.data import sources, tfds_source, wrappers
 
 DEMO_DIR = pathlib.Path(__file__).parent / "demo_audio"
 DEMO_SPLITS = (
@@ -131,7 +131,7 @@ def tfds(
       f"data_dir={data_dir} holds several data sets; choose one of "
       f"{', '.join(map(str, found))}"
     )
-  return sources.TfdsSource(
+  return tfds_source.TfdsSource(
     found[0], split=split, sample_rate_hz=sample_rate_hz
   )
 
