@@ -220,10 +220,12 @@ def make_source(
 
   Raises:
     DatasetNotPreparedError: none of the clips is there.
-    ValueError: a clip is listed twice, too many are missing, or what is there
-      is of a single class.
+    ValueError: nothing is listed, or a clip twice; too many are missing, or
+      what is there is of a single class.
   """
   clips = list(clips)
+  if not clips:
+    raise ValueError(f"{name}: no clip is listed")
   check_distinct(clips)
   found = [clip for clip in clips if clip.path is not None]
   missing = [clip.id for clip in clips if clip.path is None]

@@ -74,6 +74,8 @@ def envsdd(
   """
   if split not in SPLITS:
     raise ValueError(f"no split {split!r}; choose {', '.join(SPLITS)}")
+  if track not in DEVELOPMENT:
+    raise ValueError(f"track={track!r}; choose {' or '.join(DEVELOPMENT)}")
   if manifest_dir is not None:
     root = layout.find_root(data_dir, holds=[], inside=(), source=SOURCE)
     clips = _read_manifest(root, pathlib.Path(manifest_dir), track, split)
