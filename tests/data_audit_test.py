@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -194,6 +195,19 @@ def test_a_split_that_is_not_there_does_not_stop_the_others(tmp_path):
   assert "**full was not audited:**" in audit_report.markdown(report)
   with pytest.raises(FileNotFoundError, match="unbalanced_train"):
     run("audioset", tmp_path / "data", tmp_path / "out", ["full"])
+
+
+def test_a_name_that_is_no_text_does_not_lose_the_report(tmp_path):
+  odd = os.fsdecode(b"caf\xe9 | 1.wav")
+  plain = write_clip(tmp_path / "in" / "cat" / "a.wav")
+  plain.rename(plain.with_name(odd))
+  write_clip(tmp_path / "in" / "dog" / "b.wav")
+  report = run("folder", tmp_path / "in", tmp_path / "out")
+  names = (tmp_path / "out" / "ids.all.txt").read_bytes()
+  assert names == b"cat/caf\xe9 | 1.wav\ndog/b.wav\n"
+  digest = report["splits"]["all"]["usable_ids_sha256"]
+  assert digest == hashlib.sha256(names).hexdigest()
+  assert (tmp_path / "out" / "weights.all.csv").exists()
 
 
 def test_an_unlabelled_folder_has_no_weights(tmp_path):

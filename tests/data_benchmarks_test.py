@@ -178,6 +178,16 @@ def test_a_copy_without_any_clip_is_a_wrong_folder(tmp_path, name):
     open_split(name, split, arguments, max_missing_fraction=1.0)
 
 
+def test_clips_of_a_format_that_is_not_read_are_told_of(tmp_path):
+  arguments = FAKES["audioset"][0](tmp_path)
+  for path in sorted((tmp_path / "clips").glob("*/*")):
+    path.rename(path.with_suffix(".m4a"))
+  with pytest.raises(
+    layout.DatasetNotPreparedError, match=r"holds 10 files of .*ffmpeg -i IN"
+  ):
+    open_split("audioset", "full", arguments)
+
+
 def test_a_single_class_is_refused_unless_anything_goes(tmp_path):
   arguments = FAKES["esc50"][0](tmp_path)
   remove_clips(tmp_path, lambda path: path.stem.endswith("-1"))
@@ -210,7 +220,7 @@ def test_no_name_leads_out_of_the_folder(path):
 def test_a_table_of_other_bytes_is_not_a_table(tmp_path):
   shutil.copy(fake_datasets.write_clip(tmp_path / "a.wav"), tmp_path / "t.csv")
   with pytest.raises(ValueError, match=r"t.csv is not a CSV file"):
-    layout.read_rows(tmp_path / "t.csv", columns=1, header=None)
+    list(layout.read_rows(tmp_path / "t.csv", columns=1, header=None))
   (tmp_path / "t.csv").write_text("# nothing\n\n")
   with pytest.raises(ValueError, match=r"t.csv lists nothing"):
-    layout.read_rows(tmp_path / "t.csv", columns=1, header=None)
+    list(layout.read_rows(tmp_path / "t.csv", columns=1, header=None))

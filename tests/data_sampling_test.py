@@ -103,12 +103,15 @@ def test_rare_and_common_classes_come_equally_often(iterate):
   assert abs(np.mean(drawn < 90) - 0.5) < 0.05
 
 
-@pytest.mark.parametrize("distinct", [False, True])
 @pytest.mark.parametrize(
-  "process_count, num_workers", [(1, 0), (2, 0), (4, 0), (2, 2)]
+  "process_count, num_workers, distinct",
+  [
+    *((2, 0, False), (4, 0, False), (1, 2, False)),
+    *((2, 0, True), (4, 0, True), (1, 2, True)),
+  ],
 )
 def test_the_global_batch_does_not_depend_on_processes_or_workers(
-  iterate, distinct, process_count, num_workers
+  iterate, process_count, num_workers, distinct
 ):
   if not flags.FLAGS.is_parsed():  # Grain's workers ask absl for a flag.
     flags.FLAGS.mark_as_parsed()

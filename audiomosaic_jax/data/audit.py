@@ -28,7 +28,6 @@ data_dir are given with --set, which may be repeated:
 
 import csv
 import inspect
-import io
 import json
 import os
 import pathlib
@@ -40,6 +39,9 @@ from audiomosaic_jax.data import audit_report, datasets, sampling, scan
 from audiomosaic_jax.data.sources import Source
 
 FLAGS = flags.FLAGS
+
+# Names of files need not be text; they are written as the bytes they are.
+NAME_ERRORS = "surrogateescape"
 
 # What is audited without --split: what is trained on and tested with, so that
 # clips that two of them share are noticed.
@@ -224,25 +226,29 @@ def audit(
   if not scans:
     raise failures[0]
   report["shared"] = audit_report.shared_clips(scans)
-  write(output / "clips.csv", clips_csv(scans))
+  write_clips(output / "clips.csv", scans)
   write(output / "report.md", audit_report.markdown(report))
   write(output / "report.json", json.dumps(report, indent=2) + "\n")
   return report
 
 
-def clips_csv(scans: Mapping[str, Sequence[scan.ClipScan]]) -> str:
-  """Returns a line for every clip of every split."""
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(["split", *scan.ClipScan._fields])
-  for split, clips in scans.items():
-    writer.writerows([split, *clip] for clip in clips)
-  return text.getvalue()
+def write_clips(
+  path: pathlib.Path, scans: Mapping[str, Sequence[scan.ClipScan]]
+) -> None:
+  """Writes a line for every clip of every split."""
+  with open(
+    _temporary(path), "w", newline="", encoding="utf-8", errors=NAME_ERRORS
+  ) as file:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["split", *scan.ClipScan._fields])
+    for split, clips in scans.items():
+      writer.writerows([split, *clip] for clip in clips)
+  os.replace(_temporary(path), path)
 
 
 def write(path: pathlib.Path, text: str) -> None:
   """Writes a file that is complete whenever it is there."""
-  _temporary(path).write_text(text, encoding="utf-8")
+  _temporary(path).write_text(text, encoding="utf-8", errors=NAME_ERRORS)
   os.replace(_temporary(path), path)
 
 
@@ -276,7 +282,8 @@ def main(argv: list[str]) -> None:
     )
   except (FileNotFoundError, ValueError) as error:
     raise SystemExit(f"error: {error}") from None
-  print(audit_report.markdown(report))
+  page = audit_report.markdown(report)
+  print(page.encode(errors="replace").decode())
   print(f"wrote {output}")
 
 

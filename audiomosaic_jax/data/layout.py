@@ -7,12 +7,12 @@ files that a walk through the folder found.
 import csv
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from absl import logging
 
-from audiomosaic_jax.data import sources
+from audiomosaic_jax.data import audio_io, sources
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -23,10 +23,20 @@ class DatasetNotPreparedError(FileNotFoundError):
   """A data set that has to be prepared first, and how."""
 
 
-class Row(NamedTuple):
-  """A line of a table: where it is, for errors, and its cells."""
+class Where(NamedTuple):
+  """A line of a table, for errors; text is made when there is one."""
 
-  where: str
+  path: Path
+  line: int
+
+  def __str__(self) -> str:
+    return f"{self.path}, line {self.line}"
+
+
+class Row(NamedTuple):
+  """A line of a table and its cells."""
+
+  where: Where
   cells: list[str]
 
 
@@ -38,14 +48,14 @@ class Clip(NamedTuple):
     path: its file below the folder; None if the file is not there.
     label: a class index, or a tuple of them.
     group: see `sources.Source.groups`; None if unknown.
-    where: file and line that list it.
+    where: what lists it, as the start of an error.
   """
 
   id: str
   path: str | None
   label: int | tuple[int, ...]
   group: str | None
-  where: str
+  where: Where | str
 
 
 def find_root(
@@ -107,8 +117,8 @@ def _how_to_extract(path: pathlib.Path, folder: pathlib.Path) -> str:
 
 def read_rows(
   path: Path, *, columns: int, header: Sequence[str] | None
-) -> list[Row]:
-  """Reads a table with or without a header; lines of # are comments.
+) -> Iterator[Row]:
+  """Yields the lines of a table; those that begin with # are comments.
 
   Args:
     path: CSV file, quoted where a cell has commas.
@@ -119,7 +129,7 @@ def read_rows(
     ValueError: a wrong header, a short line, no lines, or not text; names the
       file and the line.
   """
-  rows = []
+  count = 0
   try:
     with open(path, newline="", encoding="utf-8-sig") as file:
       reader = csv.reader(file, skipinitialspace=True, strict=True)
@@ -127,7 +137,7 @@ def read_rows(
         if not cells or cells[0].startswith("#"):
           continue
         cells = [cell.strip() for cell in cells]
-        where = f"{path}, line {reader.line_num}"
+        where = Where(path, reader.line_num)
         if header is not None:
           if cells[: len(header)] != list(header):
             raise ValueError(
@@ -140,12 +150,12 @@ def read_rows(
           raise ValueError(
             f"{where}: {len(cells)} columns; there should be {columns}"
           )
-        rows.append(Row(where, cells))
+        count += 1
+        yield Row(where, cells)
   except (UnicodeDecodeError, csv.Error) as error:
     raise ValueError(f"{path} is not a CSV file: {error}") from None
-  if not rows:
+  if not count:
     raise ValueError(f"{path} lists nothing")
-  return rows
 
 
 def list_audio(root: Path) -> list[str]:
@@ -171,7 +181,7 @@ def list_audio(root: Path) -> list[str]:
   return sorted(found)
 
 
-def check_relative(path: str, where: str) -> str:
+def check_relative(path: str, where: Where | str) -> str:
   """Returns a path of a table unless it leads out of its folder.
 
   Raises:
@@ -186,7 +196,7 @@ def check_relative(path: str, where: str) -> str:
 
 
 def class_index(
-  label: str, index: Mapping[str, int], where: str, listed_in: Path
+  label: str, index: Mapping[str, int], where: Where | str, listed_in: Path
 ) -> int:
   """Returns the index of a label.
 
@@ -274,14 +284,33 @@ def check_missing(
   lost = f"{len(missing)} of {num_listed} clips of {name} are not in {root}"
   lost += f", the first is {missing[0]!r}"
   if len(missing) == num_listed:
-    raise DatasetNotPreparedError(f"{lost}; is this the right folder?")
+    raise DatasetNotPreparedError(
+      f"{lost}; is this the right folder?{_other_formats(root)}"
+    )
   if len(missing) > max_missing_fraction * num_listed:
     raise ValueError(
       f"{lost}; that is {len(missing) / num_listed:.1%}, more than "
       f"max_missing_fraction={max_missing_fraction:g} allows. List them with "
-      "`python -m audiomosaic_jax.data.audit`, get them, or raise it"
+      "`python -m audiomosaic_jax.data.audit`, get them, or raise it."
+      f"{_other_formats(root)}"
     )
   logging.warning("%s", lost)
+
+
+def _other_formats(root: Path) -> str:
+  """Tells of files that would be clips if they could be decoded."""
+  count = sum(
+    name.lower().endswith(audio_io.OTHER_SUFFIXES)
+    for _, _, names in os.walk(root)
+    for name in names
+  )
+  if not count:
+    return ""
+  return (
+    f" It holds {count} files of formats that are not read "
+    f"({' '.join(audio_io.OTHER_SUFFIXES)}); convert them with `ffmpeg -i IN "
+    "-ac 1 OUT.flac`."
+  )
 
 
 def check_classes(

@@ -54,9 +54,10 @@ def clip_weights(
 class WithoutReplacement:
   """Weights whose every `draws` successive draws are different clips.
 
-  What the published AudioSet-2M recipe does with 200,000 of two million
-  clips. Drawing with replacement differs a lot: the clips of the rarest
-  classes would come about six times per 200,000 draws instead of once.
+  What the published AudioSet-2M recipe does, with 200,000 draws of two
+  million clips. Drawing with replacement is something else: a clip whose class
+  has n clips would come about 200,000 / (527 n) times, so four times if n is
+  100, instead of once at most.
 
   Attributes:
     weights: [n] as for drawing with replacement.
@@ -182,7 +183,9 @@ def write_weights(
   weights: np.ndarray | Sequence[float],
 ) -> None:
   """Writes a CSV file of id and weight, which `read_weights` reads."""
-  with open(path, "w", newline="", encoding="utf-8") as file:
+  with open(
+    path, "w", newline="", encoding="utf-8", errors="surrogateescape"
+  ) as file:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["id", "weight"])
     for name, weight in zip(ids, weights, strict=True):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -135,7 +136,9 @@ def scan_clip(
 
 def _file_rate(path: str | None) -> int:
   try:
-    return 0 if path is None else soundfile.info(path).samplerate
+    if path is None:
+      return 0
+    return soundfile.info(os.fsencode(path)).samplerate
   except (soundfile.LibsndfileError, OSError):
     return 0
 
@@ -183,7 +186,8 @@ def _moments(values: np.ndarray) -> Moments:
 
 def ids_sha256(ids: Sequence[str]) -> str:
   """Returns what `LC_ALL=C sort ids.txt | sha256sum` prints."""
-  return hashlib.sha256(ids_text(ids).encode()).hexdigest()
+  text = ids_text(ids).encode(errors="surrogateescape")
+  return hashlib.sha256(text).hexdigest()
 
 
 def ids_text(ids: Sequence[str]) -> str:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from audiomosaic_jax.data import layout
+
 VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 # [Y]<id>[_<start>[_<end>]]; an id may itself begin with Y or hold "_".
@@ -67,14 +69,14 @@ def _is_start(text: str, start_s: float) -> bool:
   return int(text) in (int(start_s), start_ms)
 
 
-def check_id(text: str, where: str) -> str:
+def check_id(text: str, where: layout.Where) -> str:
   """Returns a video id, or raises ValueError that names the line."""
   if not VIDEO_ID.fullmatch(text):
     raise ValueError(f"{where}: {text!r} is not a YouTube id")
   return text
 
 
-def read_seconds(text: str, where: str) -> float:
+def read_seconds(text: str, where: layout.Where) -> float:
   """Returns a time of a table, or raises ValueError that names the line."""
   try:
     seconds = float(text)

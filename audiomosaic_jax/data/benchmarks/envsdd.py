@@ -50,8 +50,8 @@ def envsdd(
     development/fake_audio/{TTA,ATA}/<generator>/<data set>/<file>
     test_metadata.csv    file, original file, data set, real|ata|tta, generator
     test/audio/<file>
-  Real sounds are the same in both tracks, and in test01 and test02. Groups
-  are the real sounds that the fakes imitate; no test sound is of training.
+  Both tracks have the same real sounds, test02 those of test01 and test04
+  those of test03. Groups are the real sounds that fakes were made from.
 
   With `manifest_dir`, the lists are <track>/dev/{train,valid}.json and
   <track>/test/test0{1,2,3,4}.json in it instead, either as the authors write
@@ -151,7 +151,7 @@ def _read_test(
 
 
 def _check_test_row(
-  where: str, data_set: str, kind: str, generator: str
+  where: layout.Where, data_set: str, kind: str, generator: str
 ) -> None:
   """Raises ValueError for a row that belongs to no test."""
   if not any(text in data_set for text in (*SEEN_SOUNDS, *UNSEEN_SOUNDS)):

@@ -39,7 +39,9 @@ def esc50(
   root = layout.find_root(
     data_dir, holds=[TABLE, "audio"], inside=["ESC-50-master"], source=SOURCE
   )
-  rows = layout.read_rows(root / TABLE, columns=len(COLUMNS), header=COLUMNS)
+  rows = list(
+    layout.read_rows(root / TABLE, columns=len(COLUMNS), header=COLUMNS)
+  )
   class_names = _class_names(rows)
   files = set(layout.list_audio(root / "audio"))
   clips = []
@@ -82,7 +84,7 @@ def _class_names(rows: list[layout.Row]) -> list[str]:
       )
   if sorted(names) != list(range(len(names))):
     raise ValueError(
-      f"{rows[0].where.partition(',')[0]}: the targets are not 0 to "
+      f"{rows[0].where.path}: the targets are not 0 to "
       f"{len(names) - 1}: {sorted(names)}"
     )
   return [names[target] for target in range(len(names))]

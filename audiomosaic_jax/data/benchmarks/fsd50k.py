@@ -85,7 +85,7 @@ def fsd50k(
 
 def _read_vocabulary(path: layout.Path) -> list[str]:
   """Returns the classes; lines of index, name, mid, without a header."""
-  rows = layout.read_rows(path, columns=3, header=None)
+  rows = list(layout.read_rows(path, columns=3, header=None))
   for expected, (where, cells) in enumerate(rows):
     if cells[0] != str(expected):
       raise ValueError(f"{where}: index {cells[0]!r} should be {expected}")

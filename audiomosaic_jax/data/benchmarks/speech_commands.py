@@ -170,7 +170,7 @@ def _clips(
     if path.count("/") == 1 and not path.startswith("_")
   }
   listed = {
-    name: layout.read_rows(root / text, columns=1, header=None)
+    name: list(layout.read_rows(root / text, columns=1, header=None))
     for name, text in LISTS.items()
   }
   for rows in listed.values():

@@ -20,9 +20,9 @@ def vggsound(
   """VGGSound: 309 classes, one to a clip, 10 seconds each.
 
   `data_dir` holds vggsound.csv, lines of YouTube id, start second, label,
-  split. The clips are audio files named as `youtube.Files` says, so
-  <id>_000030.wav, as the authors do, or <id>.wav; take the sound out of the
-  videos first. Classes are numbered alphabetically over both splits.
+  split. The clips are audio files named as `youtube.Files` says, such as
+  <id>_000030.wav or <id>.wav; take the sound out of the videos first. Classes
+  are numbered alphabetically over both splits.
 
   Args:
     split: "train" or "test".
@@ -39,7 +39,7 @@ def vggsound(
   if split not in SPLITS:
     raise ValueError(f"no split {split!r}; choose {', '.join(SPLITS)}")
   root = layout.find_root(data_dir, holds=[TABLE], inside=(), source=SOURCE)
-  rows = layout.read_rows(root / TABLE, columns=4, header=None)
+  rows = list(layout.read_rows(root / TABLE, columns=4, header=None))
   for where, cells in rows:
     if cells[3] not in SPLITS:
       raise ValueError(
