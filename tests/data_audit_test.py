@@ -121,6 +121,15 @@ def test_two_copies_agree_however_their_files_are_named(tmp_path):
     for name in ("one", "two")
   ]
   assert reports[0] == reports[1]
+  # Another sound under the same name is another copy, if of the same clips.
+  video = next(
+    (tmp_path / "two" / "clips").rglob(f"{fake_datasets.VIDEOS[0]}*")
+  )
+  write_clip(video)
+  other = run("audioset", tmp_path / "two", tmp_path / "out", None, changes)
+  one, two = reports[0]["splits"]["full"], other["splits"]["full"]
+  assert one["usable_ids_sha256"] == two["usable_ids_sha256"]
+  assert one["usable_samples_sha256"] != two["usable_samples_sha256"]
   assert reports[0]["splits"]["full"]["usable"] == 7
   assert reports[0]["shared"] == []
 

@@ -112,6 +112,17 @@ def test_silence_without_noise_says_so(tmp_path):
     open_v1(tmp_path, "valid", silence=True)
 
 
+@pytest.mark.parametrize("seconds", [None, 0.5])
+def test_noise_that_gives_no_second_is_named(tmp_path, seconds):
+  write_speech_commands_v1(tmp_path)
+  noise = tmp_path / "_background_noise_" / "running_tap.wav"
+  noise.write_bytes(b"not audio")
+  if seconds:
+    write_clip(noise, seconds)
+  with pytest.raises(ValueError, match=r"running_tap\.wav"):
+    open_v1(tmp_path, "valid", silence=True)
+
+
 def test_version_2_has_the_published_order_of_35_words(tmp_path):
   write_speech_commands_v2(tmp_path)
   assert len(set(speech_commands.WORDS_2)) == 35

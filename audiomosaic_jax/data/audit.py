@@ -10,7 +10,8 @@ Every clip is decoded once. In --output are then
                           and standard deviation of the log-mel filter bank;
                           sha256 of the list of usable clips
   ids.SPLIT.txt           the usable clips, sorted: its sha256sum is the one in
-                          the report, and two copies with the same are the same
+                          the report; if two copies agree in it, results on them
+                          are results on the same clips
   weights.SPLIT.csv       id and weight of every clip found, for balanced
                           sampling: the sum over its classes c of
                           1000 / (n_c + 0.01), n_c counting usable clips; 0 for
@@ -19,8 +20,8 @@ Every clip is decoded once. In --output are then
                           cannot be used, and the hash of its samples
 
 Nothing is changed in --data_dir. Clips that cannot be used are skipped, counted
-and listed; training skips the same ones. Arguments of the data set other than
-data_dir are given with --set, which may be repeated:
+and listed; training puts others in their place. Arguments of the data set other
+than data_dir are given with --set, which may be repeated:
 
   python -m audiomosaic_jax.data.audit --dataset=audioset --data_dir=DIR \
     --set=audio_dir=clips --split=full --split=eval --output=report/

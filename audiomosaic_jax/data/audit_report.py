@@ -50,6 +50,11 @@ def summarize(
     "found": len(clips) - len(by_status[scan.MISSING]),
     "usable": len(usable),
     "usable_ids_sha256": scan.ids_sha256([clip.id for clip in usable]),
+    # Stricter: also that they sound the same. Copies made by other encoders
+    # or resamplers differ in it.
+    "usable_samples_sha256": scan.ids_sha256(
+      [f"{clip.id} {clip.digest}" for clip in usable]
+    ),
     **{name: len(found) for name, found in findings.items()},
     "seconds": _spread([clip.seconds for clip in usable]),
     "file_rates_hz": {str(rate): n for rate, n in sorted(rates.items())},
@@ -165,7 +170,13 @@ def markdown(report: Mapping) -> str:
 def _split_section(split: str, summary: Mapping) -> list[str]:
   """Returns the part of the report about one split."""
   lines = [f"## {split}", "", f"usable clips: {summary['usable']}"]
-  lines += [f"sha256 of their ids: `{summary['usable_ids_sha256']}`", ""]
+  lines += [
+    "",
+    f"sha256 of their ids: `{summary['usable_ids_sha256']}`",
+    "",
+    f"sha256 of their samples: `{summary['usable_samples_sha256']}`",
+    "",
+  ]
   if summary["seconds"]:
     spread = summary["seconds"]
     rates = ", ".join(

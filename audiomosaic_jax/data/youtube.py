@@ -46,17 +46,22 @@ class Files:
         file = File(name["start"], path)
         self._by_id.setdefault(name["id"], []).append(file)
 
-  def find(self, video_id: str, start_s: float) -> str | None:
+  def find(self, video_id: str, start_s: float, *, alone: bool) -> str | None:
     """Returns the file of a clip, or None.
 
-    A file whose name gives another start is another part of the video.
+    Args:
+      video_id: YouTube id.
+      start_s: where the clip starts. A file whose name gives another start is
+        another part of the video.
+      alone: whether it is the only clip of its video; if not, a file whose
+        name gives no start could be any of them and is not taken.
     """
     files = self._by_id.get(video_id, ())
     for file in files:
       if file.start is not None and _is_start(file.start, start_s):
         return file.path
     for file in files:
-      if file.start is None:
+      if file.start is None and alone:
         return file.path
     return None
 

@@ -83,7 +83,7 @@ def _read_segments(
     }
     yield layout.Clip(
       id=video_id,
-      path=files.find(video_id, start_s),
+      path=files.find(video_id, start_s, alone=True),
       label=tuple(sorted(labels)),
       group=None,
       where=where,

@@ -78,7 +78,8 @@ def envsdd(
     raise ValueError(f"track={track!r}; choose {' or '.join(DEVELOPMENT)}")
   if manifest_dir is not None:
     root = layout.find_root(data_dir, holds=[], inside=(), source=SOURCE)
-    clips = _read_manifest(root, pathlib.Path(manifest_dir), track, split)
+    lists = pathlib.Path(manifest_dir).expanduser()
+    clips = _read_manifest(root, lists, track, split)
   elif split in USAGE:
     holds = ["datasplit_dev.csv", "development"]
     root = layout.find_root(data_dir, holds=holds, inside=(), source=SOURCE)
@@ -167,7 +168,7 @@ def _read_manifest(
 ) -> Iterator[layout.Clip]:
   """Yields the clips of a JSON list in either format."""
   part = "dev" if split in USAGE else "test"
-  path = manifest_dir.expanduser() / track / part / f"{split}.json"
+  path = manifest_dir / track / part / f"{split}.json"
   if not path.is_file():
     raise layout.DatasetNotPreparedError(f"there is no manifest {path}")
   try:

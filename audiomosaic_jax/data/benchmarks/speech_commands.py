@@ -247,9 +247,14 @@ def _noise(
     )
   spans = []
   for path in files:
-    info = soundfile.info(root / path)
+    try:
+      info = soundfile.info(root / path)
+    except soundfile.LibsndfileError as error:
+      raise ValueError(f"{root / path}: {error.error_string}") from None
     starts = np.arange(0, info.frames - info.samplerate, info.samplerate // 2)
     spans += [(path, start / info.samplerate) for start in starts]
+  if not spans:
+    raise ValueError(f"{root}: no second to cut out of {', '.join(files)}")
   return sources.FileSource(
     [path for path, _ in spans],
     root=root,

@@ -1,5 +1,6 @@
 """VGGSound: the official list and a folder of clips named as you like."""
 
+import collections
 import pathlib
 
 from audiomosaic_jax.data import layout, sources, youtube
@@ -49,6 +50,7 @@ def vggsound(
   index = {label: i for i, label in enumerate(class_names)}
   audio_root = root / pathlib.Path(audio_dir or "").expanduser()
   files = youtube.Files(layout.list_audio(audio_root))
+  count = collections.Counter(cells[0] for _, cells in rows)
   clips = []
   for where, cells in rows:
     if cells[3] == split:
@@ -57,7 +59,7 @@ def vggsound(
       clips.append(
         layout.Clip(
           id=f"{video_id}_{round(start_s):06d}",
-          path=files.find(video_id, start_s),
+          path=files.find(video_id, start_s, alone=count[video_id] == 1),
           label=index[cells[2]],
           group=None,
           where=where,
