@@ -289,11 +289,20 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("dataset", None, "Which one.", required=True)
+  known = ", ".join(sorted(set(datasets.DATASETS) - {"demo"}))
+  flags.DEFINE_string("dataset", None, f"One of {known}.", required=True)
   flags.DEFINE_string("data_dir", None, "Where it is.", required=True)
   flags.DEFINE_string("output", None, "Folder to write to.", required=True)
-  flags.DEFINE_multi_string("split", [], "Part to audit; all of them if none.")
-  flags.DEFINE_multi_string("set", [], "NAME=VALUE, argument of the data set.")
+  flags.DEFINE_multi_string(
+    "split", [], "Split to audit; without, all that are used in evaluations."
+  )
+  flags.DEFINE_multi_string(
+    "set",
+    [],
+    "NAME=VALUE, an argument of the data set, such as audio_dir=clips "
+    "(audioset, vggsound), track=ata (envsdd) or silence=true "
+    "(speech_commands_v1); a wrong name is answered with the right ones.",
+  )
   flags.DEFINE_integer("sample_rate_hz", 16_000, "Rate to decode at.")
   flags.DEFINE_float("min_seconds", 0.1, "Shorter clips are too short.")
   flags.DEFINE_integer("num_frames", 1024, "Frames that the encoder sees.")
