@@ -339,6 +339,7 @@ def run_steps(job, checkpoints, preemption, writer, rollbacks: int) -> bool:
     batch_size=config.batch_size // jax.process_count(),
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    weights=None,
     **config.data.pipeline,
   )
   pipeline.set_step(batches, step)

@@ -115,6 +115,7 @@ def test_packed_audio_trains(folder, tmp_path):
     num_threads=4,
     prefetch_size=4,
     num_workers=0,
+    weights=None,
   )
   batch = next(iterator)
   iterator.close()

@@ -63,6 +63,7 @@ def iterate():
       num_threads=2,
       prefetch_size=2,
       num_workers=0,
+      weights=None,
     )
     if source is None:
       source = Ramps([40] * NUM_CLIPS)
@@ -335,7 +336,7 @@ source = datasets.guard(
 iterator = pipeline.train_iterator(
   source, seed=0, batch_size=2, clip_samples=16_000, crop="random",
   pad="repeat", process_index=0, process_count=1, num_threads=1,
-  prefetch_size=1, num_workers=0)
+  prefetch_size=1, num_workers=0, weights=None)
 assert next(iterator)["waveform"].any(axis=1).all()
 iterator.close()
 assert not {"jax", "flax", "tensorflow"} & set(sys.modules)

@@ -14,6 +14,9 @@ import soundfile
 import soxr
 from jaxtyping import Float, Int16
 
+# Sound that libsndfile cannot decode.
+OTHER_SUFFIXES = (".m4a", ".mp4", ".aac", ".webm", ".wma", ".mka", ".mkv")
+
 # Below half a step of a 16-bit sample a clip becomes all zeros in a batch.
 SILENCE = 0.5 / 32768
 
@@ -64,7 +67,8 @@ def load_audio(
   if isinstance(audio, bytes):
     handle, name = io.BytesIO(audio), name or "<bytes>"
   else:
-    handle, name = os.fspath(audio), name or os.fspath(audio)
+    # As bytes, because a file name need not be text.
+    handle, name = os.fsencode(audio), name or os.fspath(audio)
     if not os.path.isfile(handle):
       raise BadClipError(name, "no such file")
   try:
@@ -111,7 +115,7 @@ def _explain(error: soundfile.LibsndfileError, name: str) -> str:
   """Says what libsndfile said, and what to do about formats it lacks."""
   reason = f"cannot decode: {error.error_string}"
   suffix = pathlib.Path(name).suffix.lower()
-  if suffix in {".m4a", ".mp4", ".aac", ".webm", ".wma", ".mka", ".mkv"}:
+  if suffix in OTHER_SUFFIXES:
     reason += (
       f" ({suffix} is not an audio format of libsndfile; convert it with"
       " `ffmpeg -i IN -ac 1 OUT.flac`)"

@@ -4,7 +4,15 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from audiomosaic_jax.data import sources, wrappers
+from audiomosaic_jax.data import layout, sources, tfds_source, wrappers
+from audiomosaic_jax.data.benchmarks import (
+  audioset,
+  envsdd,
+  esc50,
+  fsd50k,
+  speech_commands,
+  vggsound,
+)
 
 DEMO_DIR = pathlib.Path(__file__).parent / "demo_audio"
 DEMO_SPLITS = (
@@ -24,8 +32,7 @@ or train on the audio that comes with the package:
 --workdir=runs/demo"""
 
 
-class DatasetNotPreparedError(FileNotFoundError):
-  """A data set that has to be prepared first, and how."""
+DatasetNotPreparedError = layout.DatasetNotPreparedError
 
 
 def demo(split: str, *, sample_rate_hz: int) -> sources.Source:
@@ -131,7 +138,7 @@ def tfds(
       f"data_dir={data_dir} holds several data sets; choose one of "
       f"{', '.join(map(str, found))}"
     )
-  return sources.TfdsSource(
+  return tfds_source.TfdsSource(
     found[0], split=split, sample_rate_hz=sample_rate_hz
   )
 
@@ -213,9 +220,16 @@ def guard(
 
 
 DATASETS = {
+  "audioset": audioset.audioset,
   "csv": csv,
   "demo": demo,
+  "envsdd": envsdd.envsdd,
+  "esc50": esc50.esc50,
   "folder": folder,
+  "fsd50k": fsd50k.fsd50k,
   "manifest": manifest,
+  "speech_commands_v1": speech_commands.speech_commands_v1,
+  "speech_commands_v2": speech_commands.speech_commands_v2,
   "tfds": tfds,
+  "vggsound": vggsound.vggsound,
 }

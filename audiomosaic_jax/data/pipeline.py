@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from audiomosaic_jax.data import audio_io
+from audiomosaic_jax.data import audio_io, sampling
 from audiomosaic_jax.data.sources import Source
 
 # Clips decoded ahead while evaluating; has no effect on the results.
@@ -67,12 +67,14 @@ def train_iterator(
   num_threads: int,
   prefetch_size: int,
   num_workers: int,
+  weights: np.ndarray | sampling.WithoutReplacement | None,
 ) -> "TrainIterator":
   """An endless, checkpointable stream of one process's training batches.
 
-  Every epoch visits each clip once, in another order; a batch may span two
-  epochs, so a source may be smaller than a batch. Batch k over all processes,
-  one after the other, is the same for any `process_count`.
+  Without weights, every epoch visits each clip once, in another order; a
+  batch may span two epochs, so a source may be smaller than a batch. Batch k
+  over all processes, one after the other, is the same for any
+  `process_count`, with weights and without.
 
   Args:
     source: clips.
@@ -87,6 +89,10 @@ def train_iterator(
     prefetch_size: batches made ahead.
     num_workers: worker processes; 0 is threads only, which is enough unless
       profiling says otherwise. Parse absl flags before using workers.
+    weights: None visits all clips alike. [n] draws with replacement, in
+      proportion to `sampling.clip_weights` or others of your own;
+      `sampling.WithoutReplacement` makes the draws of an epoch distinct. An
+      epoch is then as many draws as the caller says.
 
   Returns:
     Iterator of {"waveform": int16 [B, clip_samples], "label": [B] or [B, C],
@@ -94,7 +100,7 @@ def train_iterator(
     Close it when done.
 
   Raises:
-    ValueError: sizes or counts that cannot work.
+    ValueError: sizes, counts or weights that cannot work.
   """
   if len(source) == 0:
     raise ValueError(f"{source!r} is empty; there is nothing to train on")
@@ -107,12 +113,13 @@ def train_iterator(
     raise ValueError(
       f"process_index {process_index} is not in 0 to {process_count - 1}"
     )
-  stream = (
-    grain.MapDataset.source(source)
-    .seed(seed)
-    .shuffle()
-    .repeat()
-    .random_map(Crop(clip_samples=clip_samples, crop=crop, pad=pad))
+  clips = grain.MapDataset.source(source).seed(seed)
+  if weights is None:
+    stream = clips.shuffle().repeat()
+  else:
+    stream = sampling.WeightedDraws(clips, weights, seed=seed)
+  stream = stream.random_map(
+    Crop(clip_samples=clip_samples, crop=crop, pad=pad)
   )
   rows = ProcessRows(
     stream,

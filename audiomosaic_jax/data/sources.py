@@ -1,4 +1,4 @@
-"""Random-access collections of labelled clips: folders, CSV, JSON and TFDS.
+"""Random-access collections of labelled clips: folders, CSV and JSON.
 
 Every source answers `len(source)` and `source[i]`, which decodes clip i:
 
@@ -13,7 +13,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,16 +35,33 @@ class Source(abc.ABC):
     ids: name of each clip.
     class_names: name of each class; empty if unlabelled.
     multi_hot: whether a clip can have several labels.
+    groups: what each clip was cut out of or who speaks in it, where that is
+      known: clips of one group are not independent. None if it is not.
+    missing: ids that a table lists but the folder lacks; not in `ids`.
   """
 
   ids: Sequence[str]
   class_names: tuple[str, ...]
   multi_hot: bool
+  groups: Sequence[str] | None = None
+  missing: Sequence[str] = ()
 
   @property
   @abc.abstractmethod
   def labels(self) -> np.ndarray:
     """int32 [n], or float32 [n, C] if a clip can have several; no decoding."""
+
+  @property
+  def label_sets(self) -> list[tuple[int, ...]]:
+    """The classes of each clip; two million clips need no dense rows."""
+    if self.multi_hot:
+      return [tuple(np.flatnonzero(row).tolist()) for row in self.labels]
+    return [(label,) if label >= 0 else () for label in self.labels.tolist()]
+
+  def path(self, index: int) -> str | None:
+    """The file that clip `index` is in; None if it is in no file of its own."""
+    del index
+    return None
 
   @abc.abstractmethod
   def __getitem__(self, index: int) -> dict:
@@ -81,6 +98,9 @@ class FileSource(Source):
     labels: Sequence[int | tuple[int, ...]],
     class_names: Sequence[str],
     sample_rate_hz: int,
+    ids: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    missing: Sequence[str] = (),
   ):
     """Holds one row per clip.
 
@@ -91,6 +111,9 @@ class FileSource(Source):
       labels: a class index each, or a tuple of them each.
       class_names: name of each class.
       sample_rate_hz: rate the clips are resampled to.
+      ids: name of each clip; None is its path and its part of the file.
+      groups: see `Source`.
+      missing: see `Source`.
     """
     self.root = os.fspath(root)
     self.paths = list(paths)
@@ -99,25 +122,36 @@ class FileSource(Source):
     self.sample_rate_hz = sample_rate_hz
     self.multi_hot = not isinstance(labels[0], int)
     self._labels = labels
-    self.ids = self.paths
+    self.groups, self.missing = groups, missing
+    self.names = self.paths
     if self.spans is not None:
-      self.ids = [
+      self.names = [
         f"{path}#{start:.3f}-{end:.3f}"
         for path, (start, end) in zip(paths, self.spans, strict=True)
       ]
+    self.ids = self.names if ids is None else ids
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    return _encode_labels(self._labels, len(self.class_names))
+    return encode_labels(self._labels, len(self.class_names))
+
+  @property
+  def label_sets(self) -> list[tuple[int, ...]]:
+    if self.multi_hot:
+      return list(self._labels)
+    return [(label,) if label >= 0 else () for label in self._labels]
+
+  def path(self, index: int) -> str:
+    return os.path.join(self.root, self.paths[index])
 
   def __getitem__(self, index: int) -> dict:
     start_s, end_s = (None, None) if self.spans is None else self.spans[index]
     waveform = audio_io.load_audio(
-      os.path.join(self.root, self.paths[index]),
+      self.path(index),
       sample_rate_hz=self.sample_rate_hz,
       start_s=start_s,
       end_s=end_s,
-      name=self.ids[index],
+      name=self.names[index],
     )
     label = encode_label(self._labels[index], len(self.class_names))
     return {"waveform": waveform, "label": label, "id": np.int32(index)}
@@ -298,83 +332,6 @@ class ManifestSource(FileSource):
     )
 
 
-class TfdsSource(Source):
-  """A prepared TFDS data set of encoded audio; TensorFlow is not needed.
-
-  Reads the schema that `data/builders` write: `audio` encoded bytes, `name`
-  text, `label` a class or a sequence of classes. `ids` and `labels` read
-  records as they are asked for.
-  """
-
-  def __init__(self, data_dir: Path, *, split: str, sample_rate_hz: int):
-    """Opens the data set.
-
-    Args:
-      data_dir: folder with `dataset_info.json`.
-      split: name, possibly with a slice: "train[:10%]".
-      sample_rate_hz: rate the clips are resampled to.
-
-    Raises:
-      ValueError: a split or field that the data set does not have.
-    """
-    import tensorflow_datasets as tfds  # Slow to import; rarely needed.
-
-    builder = tfds.builder_from_directory(data_dir)
-    known = sorted(builder.info.splits)
-    if split.split("[")[0] not in known:
-      raise ValueError(
-        f"{data_dir} has no split {split!r}; it has {', '.join(known)}"
-      )
-    missing = {"audio", "name", "label"} - set(builder.info.features)
-    if missing:
-      raise ValueError(
-        f"{data_dir} lacks the features {', '.join(sorted(missing))}; write it "
-        "with `python -m audiomosaic_jax.data.builders.audio_folder`"
-      )
-    self._records = builder.as_data_source(split=split)
-    feature = builder.info.features["label"]
-    self.multi_hot = isinstance(feature, tfds.features.Sequence)
-    classes = feature.feature if self.multi_hot else feature
-    self.class_names = tuple(getattr(classes, "names", None) or ())
-    self.sample_rate_hz = sample_rate_hz
-    self.ids = _RecordNames(self._records)
-
-  @functools.cached_property
-  def labels(self) -> np.ndarray:
-    labels = [self._label(record) for record in self._records]
-    return _encode_labels(labels, len(self.class_names))
-
-  def _label(self, record: Mapping) -> int | tuple[int, ...]:
-    label = np.asarray(record["label"])
-    return int(label) if label.ndim == 0 else tuple(label.tolist())
-
-  def __getitem__(self, index: int) -> dict:
-    record = self._records[int(index)]
-    waveform = audio_io.load_audio(
-      bytes(record["audio"]),
-      sample_rate_hz=self.sample_rate_hz,
-      name=_text(record["name"]),
-    )
-    label = encode_label(self._label(record), len(self.class_names))
-    return {"waveform": waveform, "label": label, "id": np.int32(index)}
-
-
-class _RecordNames(Sequence):
-  """The `name` field of the records, read when asked for."""
-
-  def __init__(self, records: Sequence):
-    self._records = records
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> str:
-    return _text(self._records[int(index)]["name"])
-
-  def __iter__(self) -> Iterator[str]:
-    return (self[i] for i in range(len(self)))
-
-
 def _check_first(root: pathlib.Path, path: str, where: str) -> None:
   """Catches a wrong root before 20,000 clips are reported missing."""
   if not (root / path).is_file():
@@ -383,9 +340,6 @@ def _check_first(root: pathlib.Path, path: str, where: str) -> None:
     )
 
 
-def _encode_labels(labels: Sequence, num_classes: int) -> np.ndarray:
+def encode_labels(labels: Sequence, num_classes: int) -> np.ndarray:
+  """Returns int32 [n], or float32 [n, C] of several labels per clip."""
   return np.stack([encode_label(label, num_classes) for label in labels])
-
-
-def _text(value: str | bytes) -> str:
-  return value.decode() if isinstance(value, bytes) else str(value)

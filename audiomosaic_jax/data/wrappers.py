@@ -45,16 +45,31 @@ class ConcatSource(Source):
     self.class_names = sources[0].class_names
     self.multi_hot = sources[0].multi_hot
     self.ids = list(itertools.chain.from_iterable(s.ids for s in sources))
+    self.missing = [name for s in sources for name in s.missing]
+    if all(s.groups is not None for s in sources):
+      self.groups = [name for s in sources for name in s.groups]
     self._ends = np.cumsum([len(source) for source in sources])
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
     return np.concatenate([source.labels for source in self.sources])
 
-  def __getitem__(self, index: int) -> dict:
+  @property
+  def label_sets(self) -> list[tuple[int, ...]]:
+    return [labels for s in self.sources for labels in s.label_sets]
+
+  def _find(self, index: int) -> tuple[Source, int]:
     part = int(np.searchsorted(self._ends, index, side="right"))
     start = int(self._ends[part - 1]) if part else 0
-    element = self.sources[part][index - start]
+    return self.sources[part], index - start
+
+  def path(self, index: int) -> str | None:
+    source, index = self._find(index)
+    return source.path(index)
+
+  def __getitem__(self, index: int) -> dict:
+    source, place = self._find(index)
+    element = source[place]
     return {**element, "id": np.int32(index)}
 
 
@@ -67,10 +82,20 @@ class SubsetSource(Source):
     self.class_names = source.class_names
     self.multi_hot = source.multi_hot
     self.ids = [source.ids[i] for i in self.indices]
+    if source.groups is not None:
+      self.groups = [source.groups[i] for i in self.indices]
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
     return self.source.labels[self.indices]
+
+  @property
+  def label_sets(self) -> list[tuple[int, ...]]:
+    label_sets = self.source.label_sets
+    return [label_sets[i] for i in self.indices]
+
+  def path(self, index: int) -> str | None:
+    return self.source.path(int(self.indices[index]))
 
   def __getitem__(self, index: int) -> dict:
     element = self.source[int(self.indices[index])]
@@ -85,11 +110,19 @@ class _Wrapper(Source):
     self.class_names = source.class_names
     self.multi_hot = source.multi_hot
     self.ids = source.ids
+    self.groups, self.missing = source.groups, source.missing
     self._lock = threading.Lock()
 
   @property
   def labels(self) -> np.ndarray:
     return self.source.labels
+
+  @property
+  def label_sets(self) -> list[tuple[int, ...]]:
+    return self.source.label_sets
+
+  def path(self, index: int) -> str | None:
+    return self.source.path(index)
 
   def __getstate__(self) -> dict:
     # A worker process gets its own lock.

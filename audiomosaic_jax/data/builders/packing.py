@@ -5,13 +5,10 @@ costs no resampling and loses nothing but what 16 bits lose. The audio is a
 plain bytes feature: `tfds.features.Audio` needs TensorFlow even to be read.
 """
 
-import collections
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent import futures
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import soundfile
@@ -19,12 +16,9 @@ import tensorflow_datasets as tfds
 import tqdm
 from etils import epath
 
-from audiomosaic_jax.data import wrappers
+from audiomosaic_jax.data import parallel, wrappers
 from audiomosaic_jax.data.audio_io import BadClipError, float_to_pcm16
 from audiomosaic_jax.data.sources import Source
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class PackedAudio(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -112,7 +106,7 @@ class PackedAudio(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       }
 
     bad = []
-    packed = parallel_map(pack, range(len(source)), self._num_threads)
+    packed = parallel.parallel_map(pack, range(len(source)), self._num_threads)
     bar = tqdm.tqdm(packed, desc=split, total=len(source), unit=" clips")
     for index, example in enumerate(bar):
       if not isinstance(example, BadClipError):
@@ -139,20 +133,6 @@ def encode_flac(waveform: np.ndarray, sample_rate_hz: int) -> bytes:
     subtype="PCM_16",
   )
   return file.getvalue()
-
-
-def parallel_map(
-  function: Callable[[T], R], items: Iterable[T], num_threads: int
-) -> Iterator[R]:
-  """Maps in threads and in order, only a few results ahead of the reader."""
-  with futures.ThreadPoolExecutor(num_threads) as pool:
-    waiting = collections.deque()
-    for item in items:
-      waiting.append(pool.submit(function, item))
-      if len(waiting) > 2 * num_threads:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
 
 
 def write(builder: PackedAudio) -> pathlib.Path:
