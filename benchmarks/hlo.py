@@ -148,8 +148,8 @@ def part(op_name: str) -> str:
 
 # First match wins; op names are those that JAX gives to traced functions.
 PARTS = {
-  r"transpose\(jvp\(AudioMosaic": "model backward",
-  r"jvp\(AudioMosaic": "model forward",
+  r"transpose\(jvp\(.*(AudioMosaic|shard_map)": "model backward",
+  r"jvp\(.*(AudioMosaic|shard_map)": "model forward",
   r"be,ne->bn": "loss",
   r"vmap\(vmap\(\)\)": "resampling: slices",
   r"jit\(fft\)": "Fourier transforms",

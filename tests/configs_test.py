@@ -316,7 +316,7 @@ def test_every_size_has_its_number_of_parameters(size):
       {"key", "batch_size", "grid", "layout"},
     ),
     ("model.encoder", parameters(vit.ViT), {"grid"}),
-    ("model.projector", parameters(heads.Projector), {"dtype"}),
+    ("model.projector", parameters(heads.Projector), set()),
     ("model", parameters(audiomosaic.AudioMosaic), set()),
     (
       "optimizer",

@@ -91,11 +91,26 @@ class AudioMosaic(nn.Module):
       z before its L2 normalisation, and the pooled tokens before fc_norm,
       whose intrinsic dimension is worth watching.
     """
-    pooled = self.pool(self.encoder(fbank, keep_ids, train=train))
-    z = self.projector(self._normed(pooled), train=train)
+    pooled = self.encode(fbank, keep_ids, train=train)
     if self.is_initializing() and self.num_online_classes:
       self.classify_online(pooled)
-    return z, pooled
+    return self.project(pooled, train=train), pooled
+
+  def encode(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B D"]:
+    """Returns the pooled tokens; each example on its own, as in `__call__`."""
+    return self.pool(self.encoder(fbank, keep_ids, train=train))
+
+  def project(
+    self, pooled: Float[Array, "B D"], *, train: bool
+  ) -> Float[Array, "B E"]:
+    """Returns z; batch statistics tie the examples, as in `__call__`."""
+    return self.projector(self._normed(pooled), train=train)
 
   def embed(self, fbank: Float[Array, "B T F"]) -> Float[Array, "B D"]:
     """Embeds whole spectrograms, nothing masked, for downstream use.
@@ -106,7 +121,7 @@ class AudioMosaic(nn.Module):
     Returns:
       Embeddings, after fc_norm.
     """
-    return self._normed(self.pool(self.encoder(fbank, None, train=False)))
+    return self._normed(self.encode(fbank, None, train=False))
 
   def pool(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
     """Reduces tokens to one float32 vector per example, as `pooling` says."""
@@ -146,8 +161,7 @@ def build(
   Args:
     grid: (time, freq) patches, which follow from the spectrogram's size.
     encoder: mapping with the other attributes of ViT.
-    projector: mapping with the attributes of Projector but for dtype, which
-      is the encoder's.
+    projector: mapping with the attributes of Projector.
     **rest: the other attributes of AudioMosaic.
 
   Returns:
@@ -155,7 +169,7 @@ def build(
   """
   return AudioMosaic(
     encoder=ViT(grid=grid, **encoder),
-    projector=Projector(dtype=encoder["dtype"], **projector),
+    projector=Projector(**projector),
     **rest,
   )
 
