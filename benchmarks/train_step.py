@@ -172,33 +172,26 @@ def view_functions(
   return augmented, fbanks, masks
 
 
-def model_functions(setup: Setup, config: ConfigDict) -> tuple:
+def model_functions(
+  setup: Setup, config: ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[Callable, Callable, Callable]:
   """Returns encoder of both views, its gradient, and loss with gradient."""
   model = setup.model
+  encode_views = pretrain.encode_views(model, mesh)
 
   def encode(params, fbanks, ids, key):
-    def pooled(module, bank, kept):
-      return module.pool(module.encoder(bank, kept, train=True))
-
-    return [
-      model.apply(
-        {"params": params}, *view, method=pooled, rngs={"drop_path": key}
-      )
-      for view in zip(fbanks, ids, strict=True)
-    ]
+    keys = jax.random.split(key, (2, config.batch_size))
+    return encode_views(params, list(zip(fbanks, ids, keys, strict=True)))
 
   def summed(*args):
     return sum(jnp.sum(pooled) for pooled in encode(*args))
 
   def compare(params, batch_stats, pooled):
-    def project(module, features):
-      return module.projector(features, train=True)
-
+    project = functools.partial(
+      model.apply, train=True, mutable="batch_stats", method="project"
+    )
     variables = {"params": params, "batch_stats": batch_stats}
-    projected = [
-      model.apply(variables, view, method=project, mutable="batch_stats")[0]
-      for view in pooled
-    ]
+    projected = [project(variables, view)[0] for view in pooled]
     scale = 1 / config.model.temperature
     return losses.nt_xent(*projected, logit_scale=scale, logit_bias=0.0)[0]
 
@@ -215,7 +208,9 @@ def pieces(
   """
   mesh = batch["waveform"].sharding.mesh
   augmented, fbanks, masks = map(jax.jit, view_functions(config, mesh))
-  encode, encode_grad, compare = map(jax.jit, model_functions(setup, config))
+  encode, encode_grad, compare = map(
+    jax.jit, model_functions(setup, config, mesh)
+  )
 
   def update(grads, opt_state, params):
     updates, opt_state = setup.tx.update(grads, opt_state, params)
