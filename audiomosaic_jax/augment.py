@@ -29,7 +29,7 @@ def in_order(
   x: jax.Array,
   known: Mapping[str, Any],
   order: Sequence[str],
-  parameters: Mapping[str, Mapping[str, Any]],
+  parameters: Any,
 ) -> jax.Array:
   """Applies the named augmentations one after the other.
 
@@ -39,7 +39,7 @@ def in_order(
     x: what they change.
     known: arguments that every function may ask for by name.
     order: names from the table.
-    parameters: name -> the other arguments.
+    parameters: mapping of name -> the other arguments.
 
   Raises:
     ValueError: a name that is not in the table, or one without parameters.

@@ -33,6 +33,9 @@ from audiomosaic_jax.data import datasets, pipeline
 ConfigDict = ml_collections.ConfigDict
 SPLITS = ("train", "valid", "test")
 PROBES = ("knn", "linear")
+# How tokens become one vector, and what a table calls it; see
+# `AudioMosaic.readouts`.
+READOUTS = {"mean": "mean of the tokens", "bands": "mean of each band"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +112,10 @@ def load_task(name: str, config: ConfigDict) -> Task:
 
 
 def make_embed_fn(model, config: ConfigDict) -> Callable:
-  """Returns `(variables, batches of int16 [B, S]) -> list of float32 [B, D]`.
+  """Returns `(variables, batches of int16 [B, S]) -> list of readouts`.
 
-  Each batch is split over the local devices; nothing is masked.
+  A readout is name -> float32 [B, E], see `AudioMosaic.readouts`. Each batch
+  is split over the local devices; nothing is masked.
   """
   mesh = sharding.make_mesh(jax.local_devices())
   rows = sharding.batch_sharded(mesh)
@@ -124,7 +128,7 @@ def make_embed_fn(model, config: ConfigDict) -> Callable:
   def embed(variables, pcm):
     waveform = features.pcm_to_float(pcm)
     fbank = sharding.map_examples(spectrogram, mesh)(waveform)
-    return model.apply(variables, fbank, method=model.embed)
+    return model.apply(variables, fbank, method=model.readouts)
 
   def embed_batches(variables, batches):
     # Of a training state over several hosts, each takes its own copy, once.
@@ -140,20 +144,21 @@ def make_embed_fn(model, config: ConfigDict) -> Callable:
 
 def embed_task(
   embed: Callable, variables, task: Task, splits: Sequence[str]
-) -> dict[str, np.ndarray]:
-  """Returns split -> [N, D]: the mean over each clip's windows."""
-  embeddings = {}
+) -> dict[str, dict[str, np.ndarray]]:
+  """Returns readout -> split -> [N, E]: the mean over each clip's windows."""
+  embeddings = {name: {} for name in READOUTS}
   for split in splits:
     batches = task.batches[split]
-    rows = np.concatenate(
-      embed(variables, [batch["waveform"] for batch in batches])
-    )
+    outputs = embed(variables, [batch["waveform"] for batch in batches])
     valid = np.concatenate([batch["valid"] for batch in batches])
     clips = np.concatenate([batch["clip"] for batch in batches])[valid]
-    total = np.zeros((len(task.labels[split]), rows.shape[1]), np.float64)
-    np.add.at(total, clips, rows[valid])
-    counts = np.bincount(clips, minlength=len(total))
-    embeddings[split] = (total / counts[:, None]).astype(np.float32)
+    counts = np.bincount(clips, minlength=len(task.labels[split]))
+    for name in READOUTS:
+      rows = np.concatenate([output[name] for output in outputs])[valid]
+      total = np.zeros((len(counts), rows.shape[1]), np.float64)
+      np.add.at(total, clips, rows)
+      means = (total / counts[:, None]).astype(np.float32)
+      embeddings[name][split] = means
   return embeddings
 
 
@@ -241,7 +246,8 @@ def make_online_probe(model, config: ConfigDict, task: Task) -> Callable:
   train, valid = task.labels["train"], task.labels["valid"]
 
   def probe(variables) -> dict[str, float]:
-    x = embed_task(embed, variables, task, ("train", "valid"))
+    readouts = embed_task(embed, variables, task, ("train", "valid"))
+    x = readouts[config.probe.readout]
     knn = metrics.knn_predict(
       x["train"],
       train,
@@ -298,21 +304,20 @@ def compare(
   embed = make_embed_fn(model, config)
   init = functools.partial(experiment.init_variables, model, config)
 
+  folders = experiment.seed_folders(config, workdir)
+  encoders = {
+    "random encoder": lambda seed: jax.jit(init)(jax.random.key(seed)),
+    "pretrained encoder": lambda seed: load_variables(config, folders[seed]),
+  }
+
   def scores(embeddings):
     return probe_scores(embeddings, task.labels, config.probe)
 
-  def encoder_scores(variables):
-    return scores(embed_task(embed, variables, task, SPLITS))
-
-  folders = experiment.seed_folders(config, workdir)
   rows = {"log-mel mean and std": [scores(log_mel_statistics(task, config))]}
-  rows["random encoder"] = [
-    encoder_scores(jax.jit(init)(jax.random.key(seed))) for seed in folders
-  ]
-  rows["pretrained encoder"] = [
-    encoder_scores(load_variables(config, folder))
-    for folder in folders.values()
-  ]
+  for encoder, variables in encoders.items():
+    readouts = [embed_task(embed, variables(s), task, SPLITS) for s in folders]
+    for name, words in READOUTS.items():
+      rows[f"{encoder}, {words}"] = [scores(seed[name]) for seed in readouts]
   results = {
     method: {probe: [score[probe] for score in row] for probe in PROBES}
     for method, row in rows.items()

@@ -153,6 +153,25 @@ def lid_mle(
   return -distances.shape[1] / log_sum
 
 
+@jax.jit
+def diagnose(views: dict[str, tuple[jax.Array, jax.Array]]) -> dict:
+  """Returns the health of the embeddings of one step.
+
+  Effective rank and intrinsic dimension (LID) of the pooled features show
+  collapse before the loss does; alignment and uniformity are the two things
+  that NT-Xent trades against each other.
+  """
+  z_time, z_freq = views["z"]
+  # Rows of one view, not of both: joining views would reshuffle the devices.
+  pooled = views["pooled"][0]
+  return {
+    "effective_rank": effective_rank(pooled),
+    "alignment": alignment(z_time, z_freq),
+    "uniformity": uniformity(z_time),
+    "lid": lid_moments(pooled, k=32).mean(),
+  }
+
+
 def knn_predict(
   train_embedding: Float[AnyArray, "N D"],
   train_labels: Int[AnyArray, " N"],

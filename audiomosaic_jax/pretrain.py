@@ -6,6 +6,7 @@ pass the same encoder and projector, and NT-Xent compares them over the global
 batch. `train` is the loop: data -> step -> log -> checkpoint -> probe.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -18,14 +19,11 @@ import ml_collections
 import optax
 
 from audiomosaic_jax import (
-  augment_fbank,
-  augment_waveform,
   checkpoint,
   evaluate,
   experiment,
   features,
   losses,
-  masking,
   metric_writer,
   metrics,
   optimizer,
@@ -33,6 +31,7 @@ from audiomosaic_jax import (
   summary,
   throughput,
   train_state,
+  view,
 )
 from audiomosaic_jax.data import datasets, pipeline
 
@@ -44,51 +43,22 @@ class NonFiniteLossError(RuntimeError):
   """The loss kept becoming NaN or infinite after every allowed rollback."""
 
 
-def make_view(
-  key: jax.Array, waveform: jax.Array, view: str, config: ConfigDict, mesh
-) -> tuple[jax.Array, jax.Array]:
-  """Makes one of the two views of each clip.
+def encode_views(model, mesh) -> Callable:
+  """Returns `(params, views) -> pooled tokens [B, D] of every view`.
 
-  Args:
-    key: random key of this view and step.
-    waveform: [B, S] samples.
-    view: "view_time" or "view_freq", a block of `config.masking`.
-    config: the experiment.
-    mesh: the devices; each augments its own examples.
-
-  Returns:
-    (fbank [B, T, F] standardised, keep_ids [B, K] tokens that stay).
+  A view is (fbank [B, T, F], keep_ids [B, K], keys [B] of stochastic depth).
+  All views pass one function, so that the gradients of a device meet before
+  those of the devices do.
   """
-  augment_key, mask_key = jax.random.split(key)
 
-  def spectrogram(key, waveform):
-    waveform_key, fbank_key = jax.random.split(key)
-    waveform = augment_waveform.augment_waveform(
-      waveform_key,
-      waveform[None],
-      sample_rate_hz=config.fbank.sample_rate_hz,
-      **config.augment_waveform,
-    )
-    fbank = augment_fbank.augment_fbank(
-      fbank_key,
-      features.log_mel_fbank(waveform, **config.fbank),
-      low_freq_hz=config.fbank.low_freq_hz,
-      high_freq_hz=config.fbank.high_freq_hz,
-      **config.augment_fbank,
-    )
-    return features.standardize(fbank, **config.spectrogram)[0]
+  def encode(params, fbank, keep_ids, key):
+    inputs = {"params": params}, fbank[None], keep_ids[None]
+    rngs = {"drop_path": key}
+    return model.apply(*inputs, train=True, method="encode", rngs=rngs)[0]
 
-  batch_size = len(waveform)
-  keys = jax.random.split(augment_key, batch_size)
-  fbank = sharding.map_examples(spectrogram, mesh)(keys, waveform)
-  keep_ids = masking.keep_ids(
-    mask_key,
-    batch_size,
-    grid=experiment.token_grid(config),
-    layout=config.masking.layout,
-    **config.masking[view],
+  return sharding.map_examples_with(
+    lambda params, views: [encode(params, *view) for view in views], mesh
   )
-  return fbank, keep_ids
 
 
 def make_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
@@ -98,34 +68,35 @@ def make_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
   pooled features of both views, for the diagnostics that are read only when
   a line is logged.
   """
+  encode = encode_views(model, mesh)
 
   def train_step(state: train_state.TrainState, batch: Batch, key: jax.Array):
     key = jax.random.fold_in(key, state.step)
     key_time, key_freq, key_drop = jax.random.split(key, 3)
     waveform = features.pcm_to_float(batch["waveform"])
-    fbank_time, keep_time = make_view(
+    fbank_time, keep_time = view.make(
       key_time, waveform, "view_time", config, mesh
     )
-    fbank_freq, keep_freq = make_view(
+    fbank_freq, keep_freq = view.make(
       key_freq, waveform, "view_freq", config, mesh
     )
 
+    drop_time, drop_freq = jax.random.split(key_drop, (2, len(waveform)))
+    inputs = [
+      (fbank_time, keep_time, drop_time),
+      (fbank_freq, keep_freq, drop_freq),
+    ]
+
     def loss_fn(params):
-      encode = functools.partial(model.apply, train=True, mutable="batch_stats")
-      keys = jax.random.split(key_drop)
+      f_time, f_freq = encode(params, inputs)
+      project = functools.partial(
+        model.apply, train=True, mutable="batch_stats", method="project"
+      )
       # The running statistics see one view after the other, as upstream.
-      (z_time, f_time), stats = encode(
-        {"params": params, "batch_stats": state.batch_stats},
-        fbank_time,
-        keep_time,
-        rngs={"drop_path": keys[0]},
+      z_time, stats = project(
+        {"params": params, "batch_stats": state.batch_stats}, f_time
       )
-      (z_freq, f_freq), stats = encode(
-        {"params": params, **stats},
-        fbank_freq,
-        keep_freq,
-        rngs={"drop_path": keys[1]},
-      )
+      z_freq, stats = project({"params": params, **stats}, f_freq)
       log_scale, logit_bias = model.apply(
         {"params": params}, method=model.similarity
       )
@@ -167,26 +138,8 @@ def jit_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
     donate_argnums=0,
     in_shardings=(everywhere, rows, everywhere),
     out_shardings=(everywhere, everywhere, rows),
+    compiler_options=sharding.compiler_options(mesh),
   )
-
-
-@jax.jit
-def diagnose(views: dict[str, tuple[jax.Array, jax.Array]]) -> dict:
-  """Returns the health of the embeddings of one step.
-
-  Effective rank and intrinsic dimension (LID) of the pooled features show
-  collapse before the loss does; alignment and uniformity are the two things
-  that NT-Xent trades against each other.
-  """
-  z_time, z_freq = views["z"]
-  # Rows of one view, not of both: joining views would reshuffle the devices.
-  pooled = views["pooled"][0]
-  return {
-    "effective_rank": metrics.effective_rank(pooled),
-    "alignment": metrics.alignment(z_time, z_freq),
-    "uniformity": metrics.uniformity(z_time),
-    "lid": metrics.lid_moments(pooled, k=32).mean(),
-  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,47 +286,53 @@ def run_steps(job, checkpoints, preemption, writer, rollbacks: int) -> bool:
   elif not rollbacks:
     writer.log_parameter_overview(state.params)
   key = jax.random.fold_in(jax.random.key(job.seed), rollbacks)
+  split = sharding.batch_sharded(job.mesh)
+  pending = None
+  with contextlib.closing(make_batches(job, rollbacks, step)) as batches:
+    job.clock.restart()
+    while step < job.total_steps:
+      batch = job.clock.wait_for(batches)
+      batch = sharding.put_batch({"waveform": batch["waveform"]}, split)
+      state, scalars, views = job.step(state, batch, key)
+      step += 1
+      # The device is busy with this step while the host looks at the last one.
+      if pending:
+        check_finite(*pending)
+      pending = (step, scalars)
+      last = step == job.total_steps
+      stop = preemption.reached(step)
+      if last or stop or step % config.log_every == 0:
+        log_step(job, writer, step, scalars, views)
+      if last or stop or step % config.checkpoint.save_every == 0:
+        # A checkpoint that was never seen to be finite is no way back.
+        check_finite(step, scalars)
+        checkpoints.save(step, state, batches, {"rollbacks": rollbacks})
+      if job.probe and (last or step % config.probe.eval_every == 0):
+        writer.write_scalars(step, job.probe(state.variables))
+        job.clock.restart()
+      if stop and not last:
+        checkpoints.wait()
+        writer.log(
+          f"stopped by SIGTERM at step {step}; saved, run again to go on"
+        )
+        return False
+  checkpoints.wait()
+  return True
+
+
+def make_batches(job: Job, rollbacks: int, step: int):
+  """Returns the iterator over this process's batches from a step on."""
   batches = pipeline.train_iterator(
     job.source,
     seed=job.seed + 1_000_003 * rollbacks,
-    batch_size=config.batch_size // jax.process_count(),
+    batch_size=job.config.batch_size // jax.process_count(),
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     weights=None,
-    **config.data.pipeline,
+    **job.config.data.pipeline,
   )
   pipeline.set_step(batches, step)
-  split = sharding.batch_sharded(job.mesh)
-  pending = None
-  job.clock.restart()
-  while step < job.total_steps:
-    batch = job.clock.wait_for(batches)
-    batch = sharding.put_batch({"waveform": batch["waveform"]}, split)
-    state, scalars, views = job.step(state, batch, key)
-    step += 1
-    # The device is busy with this step while the host looks at the last one.
-    if pending:
-      check_finite(*pending)
-    pending = (step, scalars)
-    last = step == job.total_steps
-    stop = preemption.reached(step)
-    if last or stop or step % config.log_every == 0:
-      log_step(job, writer, step, scalars, views)
-    if last or stop or step % config.checkpoint.save_every == 0:
-      # A checkpoint that was never seen to be finite is no way back.
-      check_finite(step, scalars)
-      checkpoints.save(step, state, batches, {"rollbacks": rollbacks})
-    if job.probe and (last or step % config.probe.eval_every == 0):
-      writer.write_scalars(step, job.probe(state.variables))
-      job.clock.restart()
-    if stop and not last:
-      checkpoints.wait()
-      writer.log(
-        f"stopped by SIGTERM at step {step}; saved, run again to go on"
-      )
-      return False
-  checkpoints.wait()
-  return True
+  return batches
 
 
 def check_finite(step: int, scalars: dict[str, jax.Array]) -> None:
@@ -386,7 +345,7 @@ def check_finite(step: int, scalars: dict[str, jax.Array]) -> None:
 
 def log_step(job: Job, writer, step: int, scalars, views) -> None:
   """Writes the metrics of a step: what it learned and how fast."""
-  values = scalars | diagnose(views) | {"lr": job.schedule(step - 1)}
+  values = scalars | metrics.diagnose(views) | {"lr": job.schedule(step - 1)}
   writer.write_scalars(step, jax.device_get(values) | job.clock.read())
 
 

@@ -122,15 +122,19 @@ def role(collective: Collective, config: ConfigDict, shapes) -> str:
     return "unexpected"
   if dims == {()}:
     return "scalars" if collective.counted else "scalars of a random loop"
-  if dims == {embedding}:
-    return "embedding gradients"
-  if dims <= {(projector.hidden_features,), (projector.out_features,)}:
+  statistics = {(projector.hidden_features,), (projector.out_features,)}
+  if dims <= statistics:
     return "BatchNorm statistics"
-  # A loop over stacked blocks reduces one block at a time, [1, ...], and the
-  # positions are reduced without that of the class token.
+  # Some statistics may have been combined with them.
+  if dims - statistics == {embedding}:
+    return "embedding gradients"
+  # A loop over stacked blocks would reduce one block at a time, [1, ...]. The
+  # compiler may compute the gradient of a matrix transposed, and reduce that
+  # of the positions without the class token's.
   tokens = math.prod(experiment.token_grid(config))
   known = {(), (tokens, config.model.encoder.width)}
   known |= {_squeezed(shape[i:]) for shape in shapes for i in (0, 1)}
+  known |= {shape[::-1] for shape in known if len(shape) == 2}
   return "gradients" if set(map(_squeezed, dims)) <= known else "unexpected"
 
 
@@ -148,15 +152,14 @@ def part(op_name: str) -> str:
 
 # First match wins; op names are those that JAX gives to traced functions.
 PARTS = {
-  r"transpose\(jvp\(AudioMosaic": "model backward",
-  r"jvp\(AudioMosaic": "model forward",
+  r"transpose\(jvp\(.*(AudioMosaic|shard_map)": "model backward",
+  r"jvp\(.*(AudioMosaic|shard_map)": "model forward",
   r"be,ne->bn": "loss",
-  r"vmap\(vmap\(\)\)": "resampling: slices",
   r"jit\(fft\)": "Fourier transforms",
   r"_roll_dynamic": "roll",
   r"_beta": "random gain",
   r"take_along_axis": "phase vocoder: gather",
-  r"train_step\)/while": "phase vocoder: scan",
+  r"shard_map/vmap\(\)/while": "phase vocoder: scan",
 }
 
 

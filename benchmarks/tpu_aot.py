@@ -200,8 +200,11 @@ def verdicts(report: Report) -> list[str]:
       "scalars of a random loop" not in roles
     ),
     "nothing unexpected": "unexpected" not in roles,
-    f"gradients in one all-reduce (is: {len(gradients)} instructions that run "
-    f"{runs} times)": runs == 1,
+    f"gradients in one all-reduce (instructions: {len(gradients)}, runs: "
+    f"{runs})": runs == 1,
+    "gradients summed in float32": all(
+      dtype == "f32" for c in gradients for dtype, _ in c.shapes
+    ),
   }
   return [f"{'yes' if ok else 'NO '}  {text}" for text, ok in checks.items()]
 
@@ -285,7 +288,7 @@ def page(reports: list[Report], command: str, versions: str) -> str:
     *map(memory_row, reports),
   ]
   for name in dict.fromkeys(r.topology for r in reports):
-    fits = [r for r in reports if r.topology == name and r.memory]
+    fits = [r for r in reports if r.topology == name and r.fits]
     if fits:
       lines += details(max(fits, key=lambda r: r.batch_per_device))
   return "\n".join(lines) + "\n"

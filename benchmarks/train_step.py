@@ -27,6 +27,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from audiomosaic_jax import (
+  augment_fbank,
   augment_waveform,
   experiment,
   features,
@@ -135,7 +136,7 @@ def view_functions(
 ) -> tuple[Callable, Callable, Callable]:
   """Returns what makes both views: augment, filter bank, ids to keep.
 
-  Example by example, as in `pretrain.make_view`.
+  Example by example, as in `view.make`.
   """
   rate = config.fbank.sample_rate_hz
 
@@ -145,17 +146,27 @@ def view_functions(
     )
     return waveform[0]
 
-  def fbank_one(waveform):
-    fbank = features.log_mel_fbank(waveform, **config.fbank)
-    return features.standardize(fbank, **config.spectrogram)
+  def fbank_one(key, waveform):
+    fbank = augment_fbank.augment_fbank(
+      key,
+      features.log_mel_fbank(waveform[None], **config.fbank),
+      low_freq_hz=config.fbank.low_freq_hz,
+      high_freq_hz=config.fbank.high_freq_hz,
+      **config.augment_fbank,
+    )
+    return features.standardize(fbank, **config.spectrogram)[0]
 
   def augmented(keys, pcm):
     waveform = features.pcm_to_float(pcm)
     change = sharding.map_examples(augment_one, mesh)
     return [change(jax.random.split(k, len(pcm)), waveform) for k in keys]
 
-  def fbanks(waveforms):
-    return [sharding.map_examples(fbank_one, mesh)(w) for w in waveforms]
+  def fbanks(keys, waveforms):
+    change = sharding.map_examples(fbank_one, mesh)
+    return [
+      change(jax.random.split(key, len(waveform)), waveform)
+      for key, waveform in zip(keys, waveforms, strict=True)
+    ]
 
   def masks(keys):
     return [
@@ -172,33 +183,26 @@ def view_functions(
   return augmented, fbanks, masks
 
 
-def model_functions(setup: Setup, config: ConfigDict) -> tuple:
+def model_functions(
+  setup: Setup, config: ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[Callable, Callable, Callable]:
   """Returns encoder of both views, its gradient, and loss with gradient."""
   model = setup.model
+  encode_views = pretrain.encode_views(model, mesh)
 
   def encode(params, fbanks, ids, key):
-    def pooled(module, bank, kept):
-      return module.pool(module.encoder(bank, kept, train=True))
-
-    return [
-      model.apply(
-        {"params": params}, *view, method=pooled, rngs={"drop_path": key}
-      )
-      for view in zip(fbanks, ids, strict=True)
-    ]
+    keys = jax.random.split(key, (2, config.batch_size))
+    return encode_views(params, list(zip(fbanks, ids, keys, strict=True)))
 
   def summed(*args):
     return sum(jnp.sum(pooled) for pooled in encode(*args))
 
   def compare(params, batch_stats, pooled):
-    def project(module, features):
-      return module.projector(features, train=True)
-
+    project = functools.partial(
+      model.apply, train=True, mutable="batch_stats", method="project"
+    )
     variables = {"params": params, "batch_stats": batch_stats}
-    projected = [
-      model.apply(variables, view, method=project, mutable="batch_stats")[0]
-      for view in pooled
-    ]
+    projected = [project(variables, view)[0] for view in pooled]
     scale = 1 / config.model.temperature
     return losses.nt_xent(*projected, logit_scale=scale, logit_bias=0.0)[0]
 
@@ -215,7 +219,9 @@ def pieces(
   """
   mesh = batch["waveform"].sharding.mesh
   augmented, fbanks, masks = map(jax.jit, view_functions(config, mesh))
-  encode, encode_grad, compare = map(jax.jit, model_functions(setup, config))
+  encode, encode_grad, compare = map(
+    jax.jit, model_functions(setup, config, mesh)
+  )
 
   def update(grads, opt_state, params):
     updates, opt_state = setup.tx.update(grads, opt_state, params)
@@ -223,12 +229,12 @@ def pieces(
 
   keys = jax.random.split(key)
   waveforms = augmented(keys, batch["waveform"])
-  encoder_args = (state.params, fbanks(waveforms), masks(keys), key)
+  encoder_args = (state.params, fbanks(keys, waveforms), masks(keys), key)
   pooled = encode(*encoder_args)
   params = state.params
   return {
     "augment": (augmented, (keys, batch["waveform"])),
-    "fbank": (fbanks, (waveforms,)),
+    "fbank": (fbanks, (keys, waveforms)),
     "masks": (masks, (keys,)),
     SHOWN_TWICE: (encode, encoder_args),
     "encoder forward + backward": (encode_grad, encoder_args),

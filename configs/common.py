@@ -85,7 +85,7 @@ def fbank() -> ConfigDict:
 
 
 def augment_waveform(level: int) -> ConfigDict:
-  """Arguments of `augment_waveform.augment_waveform`; level 7 is the published recipe.
+  """Arguments of `augment_waveform.augment_waveform`; 7 is as published.
 
   Args:
     level: how many of `AUGMENTATION_ORDER` to apply after the roll (0 to 7).
@@ -204,7 +204,8 @@ def probe(task: str, eval_every: int) -> ConfigDict:
       # Settings of the final table, chosen on the validation split.
       "knn_neighbours": (1, 3, 5, 10, 20),
       "linear_c": (1e-3, 1e-2, 1e-1, 1.0, 10.0),
-      # Settings of the cheap probes.
+      # Settings of the cheap probes; the table shows every readout.
+      "readout": "mean",
       "online_k": 5,
       "online_temperature": 0.1,
       "online_l2": 1.0,

@@ -41,7 +41,7 @@ metadata={op_name="jit(train_step)/jit(_beta)/while"}
 
 ENTRY %main (a: f32[8]) -> f32[8] {
   %w = (s32[]) while(%t), condition=%cond, body=%body, \
-metadata={op_name="jit(train_step)/jvp(AudioMosaic)/while"}
+metadata={op_name="jit(train_step)/jvp()/shard_map/vmap(AudioMosaic.encode)"}
   %u = (s32[]) while(%t), condition=%until, body=%again
   %g = (f32[2,3], f32[16,3]) all-gather-start(%z), dimensions={0}
   ROOT %o = f32[8] add(%a, %a), backend_config={"estimated_cycles":"5"}
@@ -112,6 +112,22 @@ def test_cycles_of_a_fusion_count_once_and_go_to_its_loop():
   assert list(found.values()) == [5]
 
 
+@pytest.mark.parametrize(
+  ("expected", "op_name"),
+  [
+    ("model forward", "jvp()/shard_map/vmap(AudioMosaic.encode)/encoder/while"),
+    ("model forward", "jvp(AudioMosaic.project)/projector/norm_0/reduce_sum"),
+    ("model backward", "transpose(jvp())/shard_map/psum_invariant"),
+    ("model backward", "transpose(jvp(AudioMosaic.project))/projector/dense_0"),
+    ("loss", "transpose(jvp(be,ne->bn))/dot_general"),
+    ("Fourier transforms", "shard_map/vmap(jit(fft))/jit(fft)"),
+    ("phase vocoder: scan", "shard_map/vmap()/while/body/closed_call/mul"),
+  ],
+)
+def test_an_instruction_goes_to_its_part_of_the_step(expected, op_name):
+  assert hlo.part(f"jit(train_step)/{op_name}") == expected
+
+
 def test_text_that_is_not_hlo_is_refused():
   with pytest.raises(ValueError, match="no ENTRY computation"):
     hlo.collectives("HloModule nothing")
@@ -125,11 +141,14 @@ def test_text_that_is_not_hlo_is_refused():
     ("unexpected", collective("all-to-all", (16, 8))),
     ("unexpected", collective("collective-permute", (16, 8))),
     ("embedding gradients", collective("all-reduce", (16, 8), (16, 8))),
+    ("embedding gradients", collective("all-reduce", (24,), (16, 8))),
     ("BatchNorm statistics", collective("all-reduce", (24,), (24,))),
     ("scalars", collective("all-reduce", ())),
     ("scalars of a random loop", collective("all-reduce", (), counted=False)),
     # Whole and block by block, with a bias that is as long as the embedding.
     ("gradients", collective("all-reduce", (256, 16), (1, 16, 64), (8,), ())),
+    # The projector's matrix [24, 8], transposed.
+    ("gradients", collective("all-reduce", (256, 16), (8, 24))),
     # Positions without the row of the class token.
     ("gradients", collective("all-reduce", (64, 16))),
     ("unexpected", collective("all-reduce", (16, 64, 16))),
@@ -256,6 +275,4 @@ def test_the_whole_recipe_moves_nothing_but_embeddings_and_sums():
     roles.setdefault(hlo.role(found, config, shapes), []).append(found)
   checked = dataclasses.replace(report(), collectives=roles)
   lines = tpu_aot.verdicts(checked)
-  assert "yes  no all-to-all" in lines
-  assert "yes  no collective-permute" in lines
-  assert "yes  all-gathers of embeddings only" in lines
+  assert not [line for line in lines if not line.startswith("yes")]

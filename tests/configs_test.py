@@ -325,7 +325,7 @@ def test_every_size_has_its_number_of_parameters(size):
       {"key", "batch_size", "grid", "layout"},
     ),
     ("model.encoder", parameters(vit.ViT), {"grid"}),
-    ("model.projector", parameters(heads.Projector), {"dtype"}),
+    ("model.projector", parameters(heads.Projector), set()),
     ("model", parameters(audiomosaic.AudioMosaic), set()),
     (
       "optimizer",
@@ -358,11 +358,27 @@ def test_a_block_is_exactly_the_arguments_of_its_function(
   assert set(values) == accepted - given_elsewhere
 
 
-def test_the_augment_block_has_the_settings_of_every_augmentation():
-  settings = common.augment_waveform(7)
-  assert set(settings) - {"order"} == set(augment_waveform.AUGMENTATIONS)
-  for name, function in augment_waveform.AUGMENTATIONS.items():
-    given = {"key", "waveform", "sample_rate_hz"}
+@pytest.mark.parametrize(
+  "settings, table, given",
+  [
+    (
+      common.augment_waveform(7),
+      augment_waveform.AUGMENTATIONS,
+      {"key", "waveform", "sample_rate_hz"},
+    ),
+    (
+      common.augment_fbank(),
+      augment_fbank.AUGMENTATIONS,
+      {"key", "fbank", "low_freq_hz", "high_freq_hz"},
+    ),
+  ],
+  ids=["waveform", "fbank"],
+)
+def test_an_augment_block_has_the_settings_of_every_augmentation(
+  settings, table, given
+):
+  assert set(settings) - {"order"} == set(table)
+  for name, function in table.items():
     assert set(settings[name]) == parameters(function) - given
 
 

@@ -147,6 +147,26 @@ def test_embedding_is_the_normed_pooled_output_of_the_encoder(pooling):
   )
 
 
+def test_a_band_is_read_as_the_normed_mean_of_its_row_of_patches():
+  model = build()
+  variables = init(model)
+  readouts = model.apply(variables, FBANK, method="readouts")
+  embedding = model.apply(variables, FBANK, method="embed")
+  np.testing.assert_allclose(readouts["mean"], embedding, atol=1e-6)
+  tokens = model.apply(
+    variables,
+    FBANK,
+    method=lambda m, x: m.encoder(x, None, train=False),
+  )
+  num_bands = model.encoder.grid[1]
+  for band in range(num_bands):
+    # Token n = t * bands + f, after the class token.
+    row = np.asarray(tokens)[:, 1 + band :: num_bands].mean(axis=1)
+    expected = (row - row.mean(1, keepdims=True)) / row.std(1, keepdims=True)
+    got = readouts["bands"][:, band * 32 : (band + 1) * 32]
+    np.testing.assert_allclose(got, expected, atol=1e-3)
+
+
 def test_bfloat16_model_returns_float32_close_to_the_float32_model():
   variables = init(build())
   z, pooled = build(encoder={"dtype": "bfloat16"}).apply(

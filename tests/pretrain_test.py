@@ -1,24 +1,30 @@
 """The training step and its loop: one definition for any number of devices."""
 
+import collections
 import functools
 import json
 import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from audiomosaic_jax import checkpoint, experiment, pretrain, sharding
+from audiomosaic_jax.data import pipeline
+from benchmarks import hlo, train_step
 from configs import pretrain as configs
 
 STEPS = 6
 
 
 def tiny_config(**overrides):
-  """A job of a second: one narrow block, cheap augmentation, six steps."""
+  """A job of a second: two narrow blocks, cheap augmentation, six steps."""
   config = configs.get_config("smoke")
-  config.model.encoder.update(width=32, depth=1, drop_path=0.1)
+  # The first block drops nothing; the second half of its branches.
+  config.model.encoder.update(width=32, depth=2, drop_path=0.5)
   config.model.projector.update(hidden_features=32, out_features=16)
   config.augment_waveform.order = (
     "roll_and_scale",
@@ -80,6 +86,74 @@ def test_eight_devices_take_the_same_step_as_one(steps):
     strict=True,
   ):
     np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_eight_devices_have_the_same_gradients_as_one(steps):
+  # After one step the first moment of Adam is a tenth of the gradient.
+  (_, one, _), (_, eight, _) = steps[1], steps[8]
+  moments = [
+    jax.tree.map(np.asarray, optax.tree_utils.tree_get(s.opt_state, "mu"))
+    for s in (one, eight)
+  ]
+  largest = max(np.abs(m).max() for m in jax.tree.leaves(moments[0]))
+  for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
+    atol = 2e-5 * np.abs(a).max() + 1e-8 * largest
+    np.testing.assert_allclose(a, b, atol=atol, rtol=0)
+
+
+def test_stochastic_depth_is_drawn_by_example_and_not_by_device():
+  config = tiny_config()
+  model = experiment.build_model(config)
+  params = jax.jit(functools.partial(experiment.init_variables, model, config))(
+    jax.random.key(0)
+  )["params"]
+  frames, bins = config.spectrogram.num_frames, config.fbank.num_mel_bins
+  clip = jax.random.normal(jax.random.key(1), (frames, bins))
+  # The same clip sixteen times: what differs between rows is drawn.
+  view = (
+    jnp.broadcast_to(clip, (16, frames, bins)),
+    jnp.broadcast_to(jnp.arange(4), (16, 4)),
+    jax.random.split(jax.random.key(2), 16),
+  )
+  pooled = {}
+  for num_devices in (1, 8):
+    mesh = sharding.make_mesh(jax.devices()[:num_devices])
+    encode = jax.jit(pretrain.encode_views(model, mesh))
+    rows = jax.device_put(view, sharding.batch_sharded(mesh))
+    (pooled[num_devices],) = encode(params, [rows])
+  np.testing.assert_allclose(pooled[8], pooled[1], atol=1e-5)
+  # Two branches stay or go: four outcomes, and not the same on every device.
+  distance = np.abs(pooled[8][:, None] - pooled[8][None]).max(-1)
+  same = distance < 1e-4
+  assert len(np.unique(same, axis=0)) == 4
+  assert not same[:2, ::2].all() and not same[:2, 1::2].all()
+
+
+def test_gradients_are_summed_over_devices_once_and_together(steps):
+  config = tiny_config()
+  shapes = [leaf.shape for leaf in jax.tree.leaves(steps[8][1].params)]
+  (gradients,) = [
+    found
+    for found in hlo.collectives(steps[8][0])
+    if hlo.role(found, config, shapes) == "gradients"
+  ]
+  assert (gradients.kind, gradients.times) == ("all-reduce", 1)
+  # The gradient of a matrix may be computed transposed.
+  summed = collections.Counter(tuple(sorted(d)) for _, d in gradients.shapes)
+  assert not collections.Counter(tuple(sorted(s)) for s in shapes) - summed
+
+
+def test_gradients_of_a_bfloat16_encoder_are_summed_in_float32():
+  config = tiny_config()
+  config.model.encoder.dtype = "bfloat16"
+  setup = train_step.build(config, sharding.make_mesh())
+  program = str(jax.make_jaxpr(setup.step)(*setup.shapes))
+  summed = re.findall(r":(\w+)\[([\d,]*)\]\S* = psum_invariant\[", program)
+  encoder = jax.tree.leaves(setup.shapes[0].params["encoder"])
+  # Stacked over the blocks, thus outside of the loop over them.
+  assert sorted(summed) == sorted(
+    ("f32", ",".join(map(str, leaf.shape))) for leaf in encoder
+  )
 
 
 def test_nothing_but_embeddings_and_gradients_crosses_devices(steps):
@@ -189,6 +263,28 @@ def test_a_loss_that_stays_non_finite_stops_with_advice(
   config = tiny_config(max_rollbacks=1)
   with pytest.raises(pretrain.NonFiniteLossError, match=r"2 times.*base_lr"):
     pretrain.train(config, 0, tmp_path, None)
+
+
+def test_every_iterator_is_closed_after_a_rollback_too(
+  monkeypatch, tmp_path, compiled_once
+):
+  opened, closed = [], []
+  make, close = pipeline.train_iterator, pipeline.TrainIterator.close
+
+  def open_one(*args, **kwargs):
+    opened.append(make(*args, **kwargs))
+    return opened[-1]
+
+  def close_one(batches):
+    closed.append(batches)
+    close(batches)
+
+  monkeypatch.setattr(pipeline, "train_iterator", open_one)
+  monkeypatch.setattr(pipeline.TrainIterator, "close", close_one)
+  fail_at(monkeypatch, bad_step=2, times=1)
+  assert pretrain.train(tiny_config(), 0, tmp_path)
+  assert len(opened) == 2
+  assert closed == opened
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, compiled_once):

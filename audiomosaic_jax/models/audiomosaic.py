@@ -84,11 +84,26 @@ class AudioMosaic(nn.Module):
       z before its L2 normalisation, and the pooled tokens before fc_norm,
       whose intrinsic dimension is worth watching.
     """
-    pooled = self.pool(self.encoder(fbank, keep_ids, train=train))
-    z = self.projector(self._normed(pooled), train=train)
+    pooled = self.encode(fbank, keep_ids, train=train)
     if self.is_initializing() and self.num_online_classes:
       self.classify_online(pooled)
-    return z, pooled
+    return self.project(pooled, train=train), pooled
+
+  def encode(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B D"]:
+    """Returns the pooled tokens; each example on its own, as in `__call__`."""
+    return self.pool(self.encoder(fbank, keep_ids, train=train))
+
+  def project(
+    self, pooled: Float[Array, "B D"], *, train: bool
+  ) -> Float[Array, "B E"]:
+    """Returns z; batch statistics tie the examples, as in `__call__`."""
+    return self.projector(self._normed(pooled), train=train)
 
   def embed(self, fbank: Float[Array, "B T F"]) -> Float[Array, "B D"]:
     """Embeds whole spectrograms, nothing masked, for downstream use.
@@ -99,7 +114,29 @@ class AudioMosaic(nn.Module):
     Returns:
       Embeddings, after fc_norm.
     """
-    return self._normed(self.pool(self.encoder(fbank, None, train=False)))
+    return self._normed(self.encode(fbank, None, train=False))
+
+  def readouts(self, fbank: Float[Array, "B T F"]) -> dict[str, jax.Array]:
+    """Embeds whole spectrograms in every way that a probe can read them.
+
+    Args:
+      fbank: standardised log-mel spectrograms.
+
+    Returns:
+      "mean": [B, D], what `embed` returns;
+      "bands": [B, F/P * D], the mean over time of each row of patches, each
+      of zero mean and unit variance, side by side: low and high stay apart.
+
+    Reference: "bands" is how BYOL-A and M2D read their encoders (Niizumi et
+      al. 2022, 2023).
+    """
+    tokens = self.encoder(fbank, None, train=False)
+    patches = tokens[:, int(self.encoder.class_token) :].astype(jnp.float32)
+    rows = patches.reshape(len(fbank), *self.encoder.grid, -1).mean(axis=1)
+    return {
+      "mean": self._normed(self.pool(tokens)),
+      "bands": jax.nn.standardize(rows).reshape(len(fbank), -1),
+    }
 
   def pool(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B E"]:
     """Reduces tokens to one float32 vector per example, as `pooling` says."""
@@ -139,8 +176,7 @@ def build(
   Args:
     grid: (time, freq) patches, which follow from the spectrogram's size.
     encoder: mapping with the other attributes of ViT.
-    projector: mapping with the attributes of Projector but for dtype, which
-      is the encoder's.
+    projector: mapping with the attributes of Projector.
     **rest: the other attributes of AudioMosaic.
 
   Returns:
@@ -148,6 +184,6 @@ def build(
   """
   return AudioMosaic(
     encoder=ViT(grid=grid, **encoder),
-    projector=Projector(dtype=encoder["dtype"], **projector),
+    projector=Projector(**projector),
     **rest,
   )

@@ -30,14 +30,15 @@ class Projector(nn.Module):
   Attributes:
     hidden_features: width between the two dense layers.
     out_features: E, width of z.
-    dtype: of the matrix products; normalisation and z are float32.
+
+  All of it is float32: next to the encoder it costs nothing, and its gradients
+  are summed over devices in the type of its matrix products.
 
   Reference: the projector of the AudioMosaic release; equal to 2e-5.
   """
 
   hidden_features: int
   out_features: int
-  dtype: str
 
   @nn.compact
   def __call__(
@@ -61,7 +62,7 @@ class Projector(nn.Module):
     return nn.Dense(
       features,
       use_bias=False,
-      dtype=self.dtype,
+      dtype="float32",
       kernel_init=DENSE_INIT,
       name=name,
     )
