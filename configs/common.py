@@ -13,7 +13,7 @@ ConfigDict = ml_collections.ConfigDict
 AUDIOSET = {"num_frames": 1024, "mean": -4.2677393, "std": 4.5689974}
 
 VIT_SIZES = {
-  "micro": {"width": 128, "depth": 2, "num_heads": 4},
+  "micro": {"width": 128, "depth": 1, "num_heads": 4},
   "tiny": {"width": 192, "depth": 12, "num_heads": 3},
   "small": {"width": 384, "depth": 12, "num_heads": 6},
   "base": {"width": 768, "depth": 12, "num_heads": 12},

@@ -182,12 +182,18 @@ def test_a_run_with_a_probe_ends_with_a_table_and_a_report(cache, tmp_path):
     "--config.report=True",
   )
   output = run(arguments)
-  for row in ("log-mel mean and std", "random encoder", "pretrained encoder"):
+  encoders = [
+    f"{encoder} encoder, {readout}"
+    for encoder in ("random", "pretrained")
+    for readout in ("mean of the tokens", "mean of each band")
+  ]
+  for row in ("log-mel mean and std", *encoders):
     assert row in output
   scores = json.loads((tmp_path / "probes" / "demo.json").read_text())
   for probe in ("knn", "linear"):
-    assert len(scores["pretrained encoder"][probe]) == 2
-    assert all(0 < s < 1 for s in scores["pretrained encoder"][probe])
+    for row in encoders:
+      assert len(scores[row][probe]) == 2
+      assert all(0 < s < 1 for s in scores[row][probe])
   page = (tmp_path / "report.html").read_text()
   assert page.count("data:image/png;base64") == 4
   records = [

@@ -15,7 +15,7 @@ import sys
 import ml_collections
 import pytest
 
-from audiomosaic_jax import experiment, main
+from audiomosaic_jax import evaluate, experiment, main
 from configs import common, pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -104,7 +104,12 @@ def test_the_two_commands_are_on_the_first_screen():
 
 def test_the_table_of_the_demo_has_every_method_date_and_command():
   section = README.split("## What the demo shows")[1].split("\n## ")[0]
-  for row in ("log-mel mean and std", "random encoder", "pretrained encoder"):
+  encoders = [
+    f"{encoder} encoder, {readout}"
+    for encoder in ("random", "pretrained")
+    for readout in evaluate.READOUTS.values()
+  ]
+  for row in ("log-mel mean and std", *encoders):
     assert f"| {row} |" in section
   assert re.search(r"`make demo` on\s.*20\d\d-\d\d-\d\d", section, re.DOTALL)
 
