@@ -7,20 +7,19 @@ kept step, and each folder three items:
   checkpoints/1000/data    Grain's own iterator state, one file per process
   checkpoints/1000/meta    JSON: the config and whatever else describes the run
 
-Saving is asynchronous: `save` returns once the arrays are copied off the
-device, and a folder appears under its final name only when it is complete.
+Saving is asynchronous: `save` returns once the arrays are off the device, and
+a folder gets its final name only when it is complete.
 
 Where the data continues. Batch n is the input of step n and every pipeline is a
 pure function of the batch index, so `step` is the data position. Restoring sets
-that index, which is right for any number of hosts and of data workers, and
-also when the loop had fetched a batch ahead of the step it saved. Grain cannot
-set an index across several worker *processes*; for those its own saved state
-is used, which needs the same number of hosts and workers.
+that index, which is right for any number of hosts and of data workers, also
+when a batch had been fetched ahead. Grain cannot set an index across several
+worker *processes*; for those its own saved state is used, which needs the same
+number of hosts and workers.
 """
 
-import signal
+import os
 from collections.abc import Iterator, Mapping
-from types import FrameType
 from typing import Any
 
 import grain
@@ -69,7 +68,7 @@ class Checkpointer:
         f"keep_last={keep_last}, keep_every={keep_every}; keep at least the "
         "last checkpoint, and use keep_every=0 to keep no other"
       )
-    self._directory = epath.Path(directory)
+    self._directory = _absolute(directory)
     _set_aside_incomplete(self._directory)
     policies = ocp.checkpoint_managers
     keep = [policies.LatestN(keep_last)]
@@ -207,52 +206,6 @@ class Checkpointer:
     self._manager.close()
 
 
-class PreemptionWatcher:
-  """Notices that this job is about to be stopped, in time to save.
-
-  with PreemptionWatcher() as preemption:
-    for step in ...:
-      ...
-      if preemption.reached(step):
-        checkpointer.save(step, ...); break
-
-  Alone, a process listens for SIGTERM itself (and restores the previous
-  handler afterwards). Under `jax.distributed`, JAX listens, and spreads the
-  notice so that all processes stop at the same step.
-  """
-
-  def __init__(self):
-    self._terminated = False
-    self._previous_handler = None
-    self._listens = False
-
-  def __enter__(self) -> "PreemptionWatcher":
-    if not jax.distributed.is_initialized():
-      self._previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
-      self._listens = True
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    if self._listens:
-      # None stands for a handler that was not installed from Python.
-      signal.signal(signal.SIGTERM, self._previous_handler or signal.SIG_DFL)
-      self._listens = False
-
-  def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-    self._terminated = True
-
-  def reached(self, step: int) -> bool:
-    """Returns True at the step where every process should save and stop.
-
-    Args:
-      step: number of finished updates. Under `jax.distributed`, call this on
-        every process at every step: it is how they agree.
-    """
-    if self._listens:
-      return self._terminated
-    return ocp.multihost.reached_preemption(step)
-
-
 def load_params(directory: epath.PathLike, abstract: PyTree) -> PyTree:
   """Reads the wanted part of a saved train state, for downstream use.
 
@@ -274,7 +227,7 @@ def load_params(directory: epath.PathLike, abstract: PyTree) -> PyTree:
     FileNotFoundError: there is no checkpoint at `directory`.
     ValueError: a wanted leaf is missing or has another shape.
   """
-  path = _step_folder(epath.Path(directory))
+  path = _step_folder(_absolute(directory))
   first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
@@ -308,9 +261,15 @@ def load_meta(directory: epath.PathLike) -> dict[str, Any]:
   Raises:
     FileNotFoundError: there is no checkpoint at `directory`.
   """
-  path = _step_folder(epath.Path(directory))
+  path = _step_folder(_absolute(directory))
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
     return reader.restore(path / "meta", args=ocp.args.JsonRestore())
+
+
+def _absolute(directory: epath.PathLike) -> epath.Path:
+  """Returns the folder as Orbax wants it, from the root or with a scheme."""
+  remote = "://" in str(directory)
+  return epath.Path(directory if remote else os.path.abspath(directory))
 
 
 def _set_aside_incomplete(directory: epath.Path) -> None:

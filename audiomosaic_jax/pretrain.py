@@ -27,6 +27,7 @@ from audiomosaic_jax import (
   metric_writer,
   metrics,
   optimizer,
+  preemption,
   sharding,
   summary,
   throughput,
@@ -246,7 +247,7 @@ def train(
       keep_last=config.checkpoint.keep_last,
       keep_every=config.checkpoint.keep_every,
     ) as checkpoints,
-    checkpoint.PreemptionWatcher() as preemption,
+    preemption.PreemptionWatcher() as watcher,
     metric_writer.MetricWriter(
       workdir,
       total_steps=job.total_steps,
@@ -256,7 +257,7 @@ def train(
   ):
     for rollbacks in range(config.max_rollbacks + 1):
       try:
-        return run_steps(job, checkpoints, preemption, writer, rollbacks)
+        return run_steps(job, checkpoints, watcher, writer, rollbacks)
       except FloatingPointError as error:
         back = checkpoints.latest_step() or 0
         writer.log(f"{error}; going back to step {back} with other clips")
@@ -268,7 +269,7 @@ def train(
   )
 
 
-def run_steps(job, checkpoints, preemption, writer, rollbacks: int) -> bool:
+def run_steps(job, checkpoints, watcher, writer, rollbacks: int) -> bool:
   """Runs from the last checkpoint to the end, a SIGTERM or a bad loss.
 
   Everything random is a function of (seed, rollbacks, step), so a run that
@@ -300,7 +301,7 @@ def run_steps(job, checkpoints, preemption, writer, rollbacks: int) -> bool:
         check_finite(*pending)
       pending = (step, scalars)
       last = step == job.total_steps
-      stop = preemption.reached(step)
+      stop = watcher.reached(step)
       if last or stop or step % config.log_every == 0:
         log_step(job, writer, step, scalars, views)
       if last or stop or step % config.checkpoint.save_every == 0:

@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from audiomosaic_jax import sharding
 from audiomosaic_jax.checkpoint import (
   Checkpointer,
-  PreemptionWatcher,
   load_meta,
   load_params,
 )
@@ -383,37 +382,13 @@ def test_reading_parameters_names_what_is_missing(run_with_state, tmp_path):
     load_params(workdir, {"params": {"decoder": jnp.ones(3)}})
 
 
-def test_sigterm_is_noticed_and_the_old_handler_comes_back():
-  before = signal.getsignal(signal.SIGTERM)
-  with PreemptionWatcher() as preemption:
-    assert not preemption.reached(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert preemption.reached(2)
-  assert signal.getsignal(signal.SIGTERM) is before
-  with PreemptionWatcher() as preemption:
-    assert not preemption.reached(3)
-
-
-PREEMPTED = """
-import os, signal, socket, time
-import jax
-from audiomosaic_jax.checkpoint import PreemptionWatcher
-
-with socket.socket() as free:
-  free.bind(("localhost", 0))
-  port = free.getsockname()[1]
-jax.distributed.initialize(f"localhost:{port}", num_processes=1, process_id=0)
-with PreemptionWatcher() as preemption:
-  for step in range(1, 500):
-    if step == 3:
-      os.kill(os.getpid(), signal.SIGTERM)
-    if preemption.reached(step):
-      print("stopped after the signal:", step > 3)
-      break
-    time.sleep(0.02)
-jax.distributed.shutdown()
-"""
-
-
-def test_sigterm_is_noticed_under_jax_distributed():
-  assert "stopped after the signal: True" in run_script(PREEMPTED).stdout
+def test_a_folder_may_be_named_from_the_working_directory(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  state = make_state(2)
+  with Checkpointer("run/checkpoints", keep_last=1, keep_every=0) as saved:
+    saved.save(2, state, None, {"a": 1})
+  assert load_meta("run") == {"a": 1}
+  params = load_params("run", {"params": state.params})
+  assert_bit_equal(params, {"params": state.params})
