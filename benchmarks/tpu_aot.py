@@ -34,8 +34,14 @@ from benchmarks import hlo, train_step
 ConfigDict = ml_collections.ConfigDict
 
 GIB = 2**30
-# Memory per device, as the vendor states it; the compiler keeps some back.
-HBM_GIB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
+# Memory per device that a program can use. For v4 and v5e what the compiler
+# says when it refuses a program, of 32 and 16; for others the whole memory.
+HBM_GIB = {
+  "TPU v4": 30.75,
+  "TPU v5 lite": 15.75,
+  "TPU v5": 95,
+  "TPU v6 lite": 32,
+}
 
 
 @dataclasses.dataclass(frozen=True)
