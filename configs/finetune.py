@@ -1,0 +1,487 @@
+"""Supervised fine-tuning, with the published values of every data set.
+
+  python -m audiomosaic_jax.main --config=configs/finetune.py:dataset=esc50 \
+    --workdir=runs/esc50 --config.init.from=runs/pretrain \
+    --config.data.source.data_dir=ESC50_DIR
+
+Data sets: as20k as2m esc50 spc1 spc2 envsdd_ata envsdd_tta
+           folder  DIR/{train,test}/CLASS/*.wav
+           task    the packaged notes, or DIR with a labels.csv of columns
+                   path, label, split and maybe group
+Switches:  parity=released  the published code's choices where they differ
+           head=aasist      instead of a linear classifier
+           variant=base     insist on a size; else it is that of the run
+           batch_size=64    the learning rate follows
+
+What is None is taken from the pretraining run of `init.from` or, without one,
+from `fallback`; the job prints it.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import common
+
+ConfigDict = ml_collections.ConfigDict
+
+DATASETS = (
+  *("as20k", "as2m", "esc50", "spc1", "spc2"),
+  *("envsdd_ata", "envsdd_tta", "folder", "task"),
+)
+PARITIES = ("paper", "released")
+HEADS = ("linear", "layer", "weighted_sum", "attentive", "prototype", "aasist")
+
+# (num_frames, mean, std) of the log-mel filter bank, as published.
+ESC50 = {"num_frames": 512, "mean": -6.6268077, "std": 5.358466}
+SPEECH = {"num_frames": 128, "mean": -6.845978, "std": 5.5654526}
+
+# Fields of the encoder that follow from the run it was pretrained in.
+OF_THE_RUN = (
+  *("patch_size", "width", "depth", "num_heads", "mlp_ratio", "norm"),
+  *("activation", "qk_norm", "qkv_bias", "proj_bias", "pos_embed"),
+  *("pos_layout", "class_token", "final_norm"),
+)
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  """Returns the experiment; `argument` is the text after the colon."""
+  args = common.parse_arguments(
+    argument,
+    dataset="task",
+    variant="",
+    batch_size=0,
+    parity="paper",
+    head="linear",
+  )
+  common.choose("dataset", args.dataset, DATASETS)
+  common.choose("parity", args.parity, PARITIES)
+  common.choose("head", args.head, HEADS)
+  config = base(args.variant)
+  DATASET_SETTINGS[args.dataset](config)
+  if args.batch_size:
+    config.schedule.base_lr *= args.batch_size / config.batch_size
+    config.batch_size = args.batch_size
+  set_head(config, args.head)
+  if args.parity == "released":
+    released(config)
+  return config
+
+
+def base(variant: str) -> ConfigDict:
+  """What all data sets share: a linear head on the mean of the tokens."""
+  return ConfigDict(
+    {
+      "mode": "finetune",
+      "name": "",
+      "seed": 0,
+      # Repeat with seed, seed + 1, ... and on every fold.
+      "num_seeds": 1,
+      "folds": 1,
+      # With head "layer": which to probe, one after the other; () is all.
+      "layers": (),
+      "batch_size": 64,
+      "duration": {"unit": "epochs", "total": 60.0, "warmup": 4.0},
+      "data": {
+        # Arguments of data.datasets.make_dataset, except the split.
+        "source": {},
+        # Arguments of data.supervised.load_splits.
+        "splits": {
+          "train": "train",
+          "valid": "",
+          "test": ("test",),
+          "valid_fraction": 0.0,
+        },
+        # Draw rare classes as often as common ones, so many clips an epoch;
+        # 0 is as many as there are.
+        "sampling": {"balanced": False, "epoch_clips": 0},
+        "guard": {"max_bad_fraction": 0.05, "cache_bytes": 0},
+        # Arguments of data.pipeline.train_iterator.
+        "pipeline": {
+          "clip_samples": 160_000,
+          "crop": "start",
+          "pad": "pad",
+          "num_threads": 16,
+          "prefetch_size": 64,
+          "num_workers": 0,
+        },
+      },
+      "fbank": nothing(common.fbank()),
+      "spectrogram": dict(common.AUDIOSET),
+      # Every clip is rolled and scaled, then mixed, masked as a spectrogram,
+      # standardised, and changed once more as the encoder's input.
+      "augment_waveform": {
+        "order": ("roll_and_scale",),
+        "roll_and_scale": {"alpha": 10.0, "beta": 10.0, "offset": 0.5},
+      },
+      "mixup": {"p": 0.8, "alpha": 10.0, "beta": 10.0},
+      "augment_fbank": {
+        "order": ("frequency_mask", "time_mask"),
+        "frequency_mask": {"max_width": 48},
+        "time_mask": {"max_width": 192},
+      },
+      "augment_input": {
+        "order": (),
+        "uniform_noise": {"max_scale": 0.1},
+        "roll_frames": {"max_shift": 10},
+      },
+      # Arguments of masking.keep_ids: tokens the encoder does not see.
+      "masking": {
+        "layout": "paper",
+        "mode": "time_freq",
+        "ratio": (0.2, 0.2),
+      },
+      "init": {
+        # Workdir of a pretraining run, or "" for a random encoder.
+        "from": "",
+        # Start from the norm that pretraining has after its pooling, too.
+        "fc_norm": True,
+        # How positions are fitted to clips of another length: arguments of
+        # models.positions.resize_positions. "crop" is a method.
+        "positions": {"layout": "paper", "method": "bilinear"},
+      },
+      # Arguments of models.heads.build, except the grid and the classes.
+      "model": {
+        "head": "linear",
+        "encoder": encoder(variant),
+        "pooling": "mean",
+        "freeze_encoder": False,
+      },
+      "loss": {
+        "name": "sigmoid",
+        "class_weights": (),
+        "label_smoothing": 0.0,
+      },
+      # Arguments of optimizer.make_optimizer, except the schedule.
+      "optimizer": {
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "layer_decay": 0.75,
+        "frozen": (),
+        "grad_clip_norm": config_dict.placeholder(float),
+      },
+      # Arguments of optimizer.make_schedule, except the steps.
+      "schedule": {
+        "name": "cosine",
+        "base_lr": 5e-4,
+        "min_lr": 1e-6,
+        "milestones": config_dict.placeholder(tuple),
+        "milestone_factor": config_dict.placeholder(float),
+      },
+      # Votes of the k nearest training clips instead of training; 0 trains.
+      "knn": {"k": 0, "temperature": 0.07},
+      "evaluation": {
+        # The first one selects.
+        "metrics": ("accuracy",),
+        "batch_size": 128,
+        # Longer clips are cut to windows whose logits are averaged.
+        "max_windows": 1,
+        # Which step is reported: the "last", or the best on the "valid" or,
+        # as published, on the "test" clips.
+        "selection": "last",
+        "eval_every_epochs": 1.0,
+        # Stop after so many evaluations without a better one; 0 never does.
+        "patience": 0,
+        "num_resamples": 1000,
+        "confidence": 0.95,
+      },
+      "checkpoint": {"save_every": 1000, "keep_last": 1, "keep_every": 0},
+      # Features of a frozen encoder, if nothing is augmented: kept in this
+      # folder ("" is one in the workdir) up to so many bytes.
+      "cache": {"folder": "", "limit_bytes": 8 * 2**30},
+      # What others report for the first metric, in percent.
+      "published": (),
+      "fallback": fallback(variant or "base"),
+      "log_every": 50,
+      "runtime": common.runtime(),
+    }
+  )
+
+
+def nothing(block: ConfigDict) -> ConfigDict:
+  """Returns the block without values, to be filled in from the run."""
+  return ConfigDict(
+    {
+      name: config_dict.placeholder(type(value))
+      for name, value in block.items()
+    }
+  )
+
+
+def encoder(variant: str) -> ConfigDict:
+  """Arguments of models.vit.ViT; its size is that of the run, or insisted on."""
+  block = common.vit(variant or "base")
+  if not variant:
+    empty = nothing(ConfigDict({name: block[name] for name in OF_THE_RUN}))
+    block = ConfigDict({**block, **dict(empty.items(preserve_field_references=True))})
+  return block
+
+
+def fallback(variant: str) -> ConfigDict:
+  """What fields that are None become when there is no pretraining run."""
+  vit = common.vit(variant)
+  return ConfigDict(
+    {
+      "fbank": common.fbank(),
+      "spectrogram": dict(common.AUDIOSET),
+      "data": {"pipeline": {"clip_samples": 160_000, "pad": "pad"}},
+      "model": {"encoder": {name: vit[name] for name in OF_THE_RUN}},
+    }
+  )
+
+
+def set_head(config: ConfigDict, head: str) -> None:
+  """Sets the arguments of one of models.heads.HEADS."""
+  shared = {
+    name: config.model[name] for name in ("encoder", "freeze_encoder")
+  }
+  layers = {"pooling": "mean", "parity": "paper"}
+  own = {
+    "linear": {"pooling": "mean"},
+    "layer": {"pooling": "mean", "layer": 0},
+    "weighted_sum": layers,
+    "attentive": {**layers, "num_queries": 1},
+    "prototype": {"num_prototypes": 20},
+    # The values of the published back end.
+    "aasist": {
+      "width": 128,
+      "filters": (32, 64),
+      "graph_width": 64,
+      "branch_width": 32,
+      "pool_ratio": 0.5,
+      "temperatures": (2.0, 2.0, 100.0),
+      "input_dropout": 0.2,
+      "pool_dropout": 0.3,
+      "branch_dropout": 0.2,
+      "readout_dropout": 0.5,
+    },
+  }[head]
+  config.model = ConfigDict({"head": head, **shared, **own})
+
+
+def released(config: ConfigDict) -> None:
+  """The published code: its position grid, its layers, its choice of epoch."""
+  config.init.positions.layout = "released"
+  config.evaluation.selection = "test"
+  config.data.splits.valid_fraction = 0.0
+  if "parity" in config.model:
+    config.model.parity = "released"
+  if config.model.head == "aasist":
+    # All tokens, in random order.
+    config.masking.update(mode="time_freq", ratio=(0.0, 0.0))
+
+
+def as20k(config: ConfigDict) -> None:
+  """AudioSet-20K, 60 epochs: mAP on the evaluation clips."""
+  config.name = "AudioSet-20K"
+  config.data.source = ConfigDict(
+    {
+      "name": "audioset",
+      "data_dir": "",
+      "audio_dir": config_dict.placeholder(str),
+      "max_missing_fraction": 0.3,
+    }
+  )
+  config.data.splits.update(train="balanced", test=("eval",))
+  config.optimizer.layer_decay = 0.65
+  config.schedule.base_lr = 5e-4 * 64 / 256
+  config.evaluation.metrics = ("map", "mauc", "d_prime")
+  # 527 rankings of 20,000 clips for every draw.
+  config.evaluation.num_resamples = 100
+  config.published = (
+    *("AudioMosaic: 42.5", "SSLAM: 40.9", "EAT: 40.2", "A-JEPA: 38.4"),
+    *("BEATs iter3: 38.3", "Audio-MAE: 37.0"),
+  )
+
+
+def as2m(config: ConfigDict) -> None:
+  """AudioSet-2M: 100 epochs of 200,000 clips drawn by class."""
+  as20k(config)
+  config.name = "AudioSet-2M"
+  config.data.splits.train = "full"
+  config.data.sampling.update(balanced=True, epoch_clips=200_000)
+  config.batch_size = 256
+  config.duration.update(total=100.0, warmup=10.0)
+  config.optimizer.layer_decay = 0.75
+  config.schedule.base_lr = 2e-4
+  config.published = (
+    *("AudioMosaic: 50.2", "SSLAM: 50.2", "EAT: 48.6", "A-JEPA: 48.6"),
+    *("BEATs iter3: 48.0", "Audio-MAE: 47.3"),
+  )
+
+
+def esc50(config: ConfigDict) -> None:
+  """ESC-50, five folds of 60 epochs."""
+  config.name = "ESC-50"
+  config.folds = 5
+  config.data.source = ConfigDict(
+    {"name": "esc50", "data_dir": "", "max_missing_fraction": 0.0}
+  )
+  config.data.splits.update(train="not_fold{fold}", test=("fold{fold}",))
+  config.data.pipeline.clip_samples = 80_000
+  config.spectrogram = ConfigDict(ESC50)
+  config.mixup.p = 0.0
+  config.augment_fbank.frequency_mask.max_width = 24
+  config.augment_fbank.time_mask.max_width = 96
+  config.loss.name = "softmax"
+  config.batch_size = 16
+  config.duration.warmup = 5.0
+  config.schedule.base_lr = 5e-4 * 16 / 256
+  config.published = (
+    *("AudioMosaic: 97.5", "A-JEPA: 96.3", "SSLAM: 96.2", "EAT: 95.9"),
+    *("BEATs iter3: 95.6", "Audio-MAE: 94.1"),
+  )
+
+
+def speech_commands(config: ConfigDict, version: int, epochs: float) -> None:
+  """Speech Commands: one second, with noise and shifts, selected by valid."""
+  config.name = f"Speech Commands {version}"
+  config.data.source = ConfigDict(
+    {
+      "name": f"speech_commands_v{version}",
+      "data_dir": "",
+      "max_missing_fraction": 0.0,
+    }
+  )
+  config.data.splits.valid = "valid"
+  config.data.pipeline.clip_samples = 16_000
+  config.spectrogram = ConfigDict(SPEECH)
+  config.augment_waveform.order = ()
+  config.augment_fbank.time_mask.max_width = 48
+  config.augment_input.order = ("uniform_noise", "roll_frames")
+  config.duration.update(total=epochs, warmup=5.0)
+  config.schedule.base_lr = 1e-3 * 64 / 256
+  config.evaluation.selection = "valid"
+
+
+def spc1(config: ConfigDict) -> None:
+  """Speech Commands 1: ten commands and _unknown_, 100 epochs."""
+  speech_commands(config, version=1, epochs=100.0)
+  config.data.source.test_dir = config_dict.placeholder(str)
+  config.data.source.silence = False
+  config.published = (
+    *("AudioMosaic: 99.0", "SSLAM: 98.8", "A-JEPA: 97.7"),
+    *("BEATs iter3: 97.7", "Audio-MAE: 96.9"),
+  )
+
+
+def spc2(config: ConfigDict) -> None:
+  """Speech Commands 2: 35 words, 200 epochs."""
+  speech_commands(config, version=2, epochs=200.0)
+  config.published = (
+    *("A-JEPA: 98.5", "AudioMosaic: 98.4", "EAT: 98.3"),
+    *("BEATs iter3: 98.3", "Audio-MAE: 98.3", "SSLAM: 98.1"),
+  )
+
+
+def envsdd(config: ConfigDict, track: str) -> None:
+  """EnvSDD: real or generated, 20 epochs, tested with four degrees of new."""
+  config.name = f"EnvSDD {track.upper()}"
+  config.data.source = ConfigDict(
+    {
+      "name": "envsdd",
+      "track": track,
+      "data_dir": "",
+      "manifest_dir": config_dict.placeholder(str),
+      "max_missing_fraction": 0.0,
+    }
+  )
+  tests = ("test01", "test02", "test03", "test04")
+  config.data.splits.update(valid="valid", test=tests)
+  # 4.04 s of a 10.24 s spectrogram; the rest is padding.
+  config.data.pipeline.clip_samples = 64_600
+  config.augment_waveform.order = ()
+  config.mixup.p = 0.0
+  config.masking.mode = "none"
+  config.loss.update(name="softmax", class_weights=(0.1, 0.9))
+  config.batch_size = 128
+  config.duration.update(total=20.0, warmup=1.0)
+  config.schedule.base_lr = 1e-3 * 128 / 256
+  config.evaluation.update(
+    metrics=("eer", "balanced_accuracy"), selection="valid"
+  )
+
+
+def envsdd_ata(config: ConfigDict) -> None:
+  """EnvSDD, audio to audio."""
+  envsdd(config, "ata")
+  config.published = tuple(
+    f"AudioMosaic, test0{i}: {eer}"
+    for i, eer in enumerate(("0", "0", "0.30", "0.30"), 1)
+  )
+
+
+def envsdd_tta(config: ConfigDict) -> None:
+  """EnvSDD, text to audio."""
+  envsdd(config, "tta")
+  config.published = tuple(
+    f"AudioMosaic, test0{i}: {eer}"
+    for i, eer in enumerate(("0", "0.06", "0.37", "4.50"), 1)
+  )
+
+
+def task(config: ConfigDict) -> None:
+  """A folder with a labels.csv, or "demo": as long as the run's clips."""
+  config.name = "task"
+  config.data.source = ConfigDict({"name": "task", "data_dir": "demo"})
+  config.data.splits.valid = "valid"
+  own_clips(config)
+
+
+def folder(config: ConfigDict) -> None:
+  """A folder of class folders, in train/ and test/."""
+  config.name = "folder"
+  config.data.source = ConfigDict(
+    {
+      "name": "folder",
+      "data_dir": "",
+      "class_names": config_dict.placeholder(tuple),
+    }
+  )
+  config.data.splits.valid_fraction = 0.1
+  own_clips(config)
+
+
+def own_clips(config: ConfigDict) -> None:
+  """A few hundred clips on any machine; nothing published says how."""
+  pipeline = common.ConfigDict(config.data.pipeline)
+  pipeline.update(crop="random", num_threads=2, prefetch_size=8)
+  config.data.pipeline = ConfigDict(
+    {
+      **pipeline,
+      "clip_samples": config_dict.placeholder(int),
+      "pad": config_dict.placeholder(str),
+    }
+  )
+  config.data.guard.cache_bytes = 2**30
+  config.spectrogram = nothing(ConfigDict(dict(common.AUDIOSET)))
+  config.augment_fbank.frequency_mask.max_width = 24
+  config.augment_fbank.time_mask.max_width = 24
+  config.loss.name = "softmax"
+  config.batch_size = 32
+  config.duration.update(total=30.0, warmup=2.0)
+  config.schedule.base_lr = 1e-3
+  config.evaluation.update(
+    metrics=("balanced_accuracy", "accuracy"), selection="valid"
+  )
+  if config.model.encoder.width is None:
+    small = fallback("micro")
+    small.spectrogram.num_frames = 128
+    small.data.pipeline.update(clip_samples=20_720, pad="repeat")
+    config.fallback = small
+  # Recomputing is faster than memory traffic on a CPU, and so is float32.
+  config.model.encoder.update(dtype="float32", remat="none")
+
+
+DATASET_SETTINGS = {
+  "as20k": as20k,
+  "as2m": as2m,
+  "esc50": esc50,
+  "spc1": spc1,
+  "spc2": spc2,
+  "envsdd_ata": envsdd_ata,
+  "envsdd_tta": envsdd_tta,
+  "folder": folder,
+  "task": task,
+}
