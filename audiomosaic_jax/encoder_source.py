@@ -55,7 +55,7 @@ def find_run(path: str) -> Run | None:
   if (workdir.parent / experiment.CONFIG_FILE).exists():
     return Run(experiment.load_config(workdir.parent), (workdir,))
   raise FileNotFoundError(
-    f"init.from={path} is not a pretraining run: neither it nor the folder "
+    f"init.run={path} is not a pretraining run: neither it nor the folder "
     f"above has a {experiment.CONFIG_FILE}"
   )
 

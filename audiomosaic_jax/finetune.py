@@ -288,7 +288,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     config: the experiment.
     workdir: folder of the runs, with a folder each if there are several.
   """
-  source = encoder_source.find_run(config.init["from"])
+  source = encoder_source.find_run(config.init.run)
   for line in encoder_source.complete(config, source):
     print(line, flush=True)
   check(config)

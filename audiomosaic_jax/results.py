@@ -174,7 +174,7 @@ def write_summary(config: ConfigDict, workdir: pathlib.Path) -> dict:
   summary = {
     "selection": config.evaluation.selection,
     "selection_note": SELECTION_NOTES[config.evaluation.selection],
-    "initialised_from": config.init["from"] or "random",
+    "initialised_from": config.init.run or "random",
     "head": "knn" if config.knn.k else config.model.head,
     "num_seeds": config.num_seeds,
     "folds": config.folds,

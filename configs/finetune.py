@@ -1,7 +1,7 @@
 """Supervised fine-tuning, with the published values of every data set.
 
   python -m audiomosaic_jax.main --config=configs/finetune.py:dataset=esc50 \
-    --workdir=runs/esc50 --config.init.from=runs/pretrain \
+    --workdir=runs/esc50 --config.init.run=runs/pretrain \
     --config.data.source.data_dir=ESC50_DIR
 
 Data sets: as20k as2m esc50 spc1 spc2 envsdd_ata envsdd_tta
@@ -13,7 +13,7 @@ Switches:  parity=released  the published code's choices where they differ
            variant=base     insist on a size; else it is that of the run
            batch_size=64    the learning rate follows
 
-What is None is taken from the pretraining run of `init.from` or, without one,
+What is None is taken from the pretraining run of `init.run` or, without one,
 from `fallback`; the job prints it.
 """
 
@@ -132,7 +132,7 @@ def base(variant: str) -> ConfigDict:
       },
       "init": {
         # Workdir of a pretraining run, or "" for a random encoder.
-        "from": "",
+        "run": "",
         # Start from the norm that pretraining has after its pooling, too.
         "fc_norm": True,
         # How positions are fitted to clips of another length: arguments of

@@ -2,7 +2,7 @@
 
   python -m audiomosaic_jax.main \
     --config=configs/linear_eval.py:dataset=task,probe=linear \
-    --workdir=runs/probe --config.init.from=runs/demo
+    --workdir=runs/probe --config.init.run=runs/demo
 
 Data sets: those of configs/finetune.py
 Probes:    linear layer weighted_sum attentive prototype knn
