@@ -72,7 +72,7 @@ def make_inputs(
       key,
       waveform[None],
       sample_rate_hz=config.fbank.sample_rate_hz,
-      **config.augment_waveform,
+      **config.augment_waveform.to_dict(),
     )[0]
 
   def spectrogram(key, waveform):
@@ -86,11 +86,11 @@ def make_inputs(
     length = {"num_frames": config.spectrogram.num_frames}
     fbank = features.standardize(fbank, **length, mean=0.0, std=0.5)
     fbank = augment_fbank.augment_fbank(
-      key_energies, fbank, **edges, **config.augment_fbank
+      key_energies, fbank, **edges, **config.augment_fbank.to_dict()
     )
     fbank = features.standardize(fbank, **config.spectrogram)
     return augment_fbank.augment_fbank(
-      key_input, fbank, **edges, **config.augment_input
+      key_input, fbank, **edges, **config.augment_input.to_dict()
     )[0]
 
   on_each = functools.partial(sharding.map_examples, mesh=mesh)
