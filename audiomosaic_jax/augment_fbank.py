@@ -193,9 +193,7 @@ def uniform_noise(
   return fbank + max_scale * scale * noise
 
 
-def roll_frames(
-  key: Key[Array, ""], fbank: Fbank, *, max_shift: int
-) -> Fbank:
+def roll_frames(key: Key[Array, ""], fbank: Fbank, *, max_shift: int) -> Fbank:
   """Rolls in time by a whole number from -max_shift to max_shift - 1.
 
   Args:

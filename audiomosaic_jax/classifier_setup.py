@@ -80,14 +80,10 @@ def build_job(
   variables = start_variables(model, config, run, seed)
   stored = None
   if can_cache(config, model, variables["params"], splits):
-    stored = compute_features(
-      model, variables, splits, config, cache
-    )
+    stored = compute_features(model, variables, splits, config, cache)
     head = without_encoder(variables["params"])
     variables = {"params": head}
-  batches, num_clips = make_batches(
-    config, splits.train, stored, seed
-  )
+  batches, num_clips = make_batches(config, splits.train, stored, seed)
   total_steps, warmup_steps = experiment.count_steps(config, num_clips)
   schedule = optimizer.make_schedule(
     **config.schedule, warmup_steps=warmup_steps, total_steps=total_steps
@@ -139,7 +135,9 @@ def build_model(config: ConfigDict, num_classes: int):
   Raises:
     ValueError: a frozen encoder that the optimiser would still change.
   """
-  if config.model.freeze_encoder and "encoder/.*" not in config.optimizer.frozen:
+  if (
+    config.model.freeze_encoder and "encoder/.*" not in config.optimizer.frozen
+  ):
     raise ValueError(
       "model.freeze_encoder is True but optimizer.frozen is "
       f"{config.optimizer.frozen}; add 'encoder/.*', or weight decay would "

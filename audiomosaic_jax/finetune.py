@@ -177,7 +177,7 @@ def train(job: classifier_setup.Job) -> tuple[dict, int] | None:
     of; or None when a SIGTERM stopped it (the state is then saved).
 
   Raises:
-    FloatingPointError: the loss or the gradient is NaN or infinite.
+    RuntimeError: the loss or the gradient is NaN or infinite.
   """
   config = job.config
   saving = config.checkpoint
@@ -263,6 +263,8 @@ def select(
   value = scores.METRICS[metric](evaluation, np.ones(len(evaluation.labels)))
   writer.write_scalars(step, {metric: value})
   sign = -1 if metric in scores.LOWER_IS_BETTER else 1
+  if math.isnan(value):
+    value = -sign * math.inf
   record = progress["best"]
   if record is not None and sign * value <= sign * record:
     return progress | {"stale": progress["stale"] + 1}
@@ -272,10 +274,10 @@ def select(
 
 
 def check_finite(step: int, scalars: dict[str, jax.Array]) -> None:
-  """Raises FloatingPointError if the loss or the gradient is not finite."""
+  """Raises RuntimeError if the loss or the gradient is not finite."""
   for name, value in jax.device_get(scalars).items():
     if not math.isfinite(value):
-      raise FloatingPointError(
+      raise RuntimeError(
         f"{name} is {value} at step {step}; lower schedule.base_lr or set "
         "optimizer.grad_clip_norm"
       )
@@ -311,7 +313,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     results.write_summary(config, workdir)
 
 
-def run_one(config, source, splits, place, folder, cache) -> bool:
+def run_one(
+  config: ConfigDict,
+  source: encoder_source.Run | None,
+  splits: supervised.Splits,
+  place: results.Place,
+  folder: pathlib.Path,
+  cache: pathlib.Path,
+) -> bool:
   """Trains and tests one classifier; False if it was stopped half-way."""
   print(f"training in {folder}", flush=True)
   with_layer = config.copy_and_resolve_references()
@@ -321,7 +330,8 @@ def run_one(config, source, splits, place, folder, cache) -> bool:
     logits = classifier_setup.neighbour_logits(
       with_layer, source, splits, place.seed, cache
     )
-    results.write_run(config, folder, place, splits, logits, 0)
+    if jax.process_index() == 0:
+      results.write_run(config, folder, place, splits, logits, 0)
     return True
   job = classifier_setup.build_job(
     with_layer, source, splits, place.seed, folder, cache, make_train_step

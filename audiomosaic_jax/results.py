@@ -10,7 +10,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -182,7 +182,7 @@ def write_summary(config: ConfigDict, workdir: pathlib.Path) -> dict:
     "published": list(config.published),
     "results": rows,
   }
-  text = json.dumps(summary, indent=2)
+  text = json.dumps(_finite(summary), indent=2, allow_nan=False)
   _write_text(workdir / "results.json", text + "\n")
   table = _table(config, rows)
   note = summary["selection_note"]
@@ -250,13 +250,15 @@ def _row(
   details = [result["splits"][split] for _, result in runs]
   for metric in settings.metrics:
     per_seed = [
-      float(np.mean(
-        [
-          result["splits"][split]["metrics"][metric]
-          for _, result in runs
-          if result["seed"] == seed
-        ]
-      ))
+      float(
+        np.mean(
+          [
+            result["splits"][split]["metrics"][metric]
+            for _, result in runs
+            if result["seed"] == seed
+          ]
+        )
+      )
       for seed in pooled
     ]
     row["metrics"][metric] = {
@@ -271,7 +273,9 @@ def _row(
       }
   for name in ("num_clips", "num_unusable", "num_missing"):
     row[name] = sum(d[name] for d in details) // len(pooled)
-  row["absent_classes"] = _evaluation(next(iter(pooled.values()))).absent_classes()
+  row["absent_classes"] = _evaluation(
+    next(iter(pooled.values()))
+  ).absent_classes()
   row["clips_sha256"] = sorted({d["clips_sha256"] for d in details})
   return row
 
@@ -363,6 +367,15 @@ def _write_predictions(
           place = "" if layer is None else layer
           writer.writerow([name, split, place, seed, labels, guess])
   temporary.replace(path)
+
+
+def _finite(tree: Any) -> Any:
+  """Returns the tree with None for what JSON has no number for."""
+  if isinstance(tree, dict):
+    return {name: _finite(value) for name, value in tree.items()}
+  if isinstance(tree, list | tuple):
+    return [_finite(value) for value in tree]
+  return None if isinstance(tree, float) and not np.isfinite(tree) else tree
 
 
 def _hash_ids(ids: Iterable[str]) -> str:

@@ -210,11 +210,13 @@ def nothing(block: ConfigDict) -> ConfigDict:
 
 
 def encoder(variant: str) -> ConfigDict:
-  """Arguments of models.vit.ViT; its size is that of the run, or insisted on."""
+  """Arguments of models.vit.ViT; of the run's size, or of a given one."""
   block = common.vit(variant or "base")
   if not variant:
     empty = nothing(ConfigDict({name: block[name] for name in OF_THE_RUN}))
-    block = ConfigDict({**block, **dict(empty.items(preserve_field_references=True))})
+    block = ConfigDict(
+      {**block, **dict(empty.items(preserve_field_references=True))}
+    )
   return block
 
 
@@ -233,9 +235,7 @@ def fallback(variant: str) -> ConfigDict:
 
 def set_head(config: ConfigDict, head: str) -> None:
   """Sets the arguments of one of models.heads.HEADS."""
-  shared = {
-    name: config.model[name] for name in ("encoder", "freeze_encoder")
-  }
+  shared = {name: config.model[name] for name in ("encoder", "freeze_encoder")}
   layers = {"pooling": "mean", "parity": "paper"}
   own = {
     "linear": {"pooling": "mean"},

@@ -24,7 +24,9 @@ def hidden(name, max_width, axis):
   return lines
 
 
-@pytest.mark.parametrize(("name", "axis"), [("time_mask", 1), ("frequency_mask", 2)])
+@pytest.mark.parametrize(
+  ("name", "axis"), [("time_mask", 1), ("frequency_mask", 2)]
+)
 def test_a_mask_is_one_range_with_the_widths_of_torchaudio(name, axis):
   lines = hidden(name, 12, axis)
   widths = lines.sum(1)
@@ -46,7 +48,7 @@ def test_a_mask_of_width_zero_changes_nothing(name):
 
 
 def test_a_mask_wider_than_its_axis_is_refused():
-  with pytest.raises(ValueError, match="max_width 25 .* axis of 24"):
+  with pytest.raises(ValueError, match=r"max_width 25 .* axis of 24"):
     augment_fbank.frequency_mask(KEY, FBANK, max_width=25)
 
 

@@ -15,7 +15,6 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from audiomosaic_jax import (
-  augment_fbank,
   augment_waveform,
   experiment,
   features,

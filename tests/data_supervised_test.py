@@ -138,12 +138,12 @@ def test_a_wrong_table_is_an_error_of_its_line(text, message, tmp_path):
 
 
 def test_a_folder_without_a_table_says_what_a_task_is(tmp_path):
-  with pytest.raises(FileNotFoundError, match="columns path, label, split"):
+  with pytest.raises(FileNotFoundError, match=r"columns path, label, split"):
     reload(tmp_path)
 
 
 def test_more_parts_than_groups_are_refused():
-  with pytest.raises(ValueError, match="2 groups .* 3 parts"):
+  with pytest.raises(ValueError, match=r"2 groups .* 3 parts"):
     supervised.assign_parts([(0,)] * 6, ["x", "y"] * 3, 3, 0)
 
 

@@ -51,8 +51,10 @@ def start(run, argument="dataset=task", **changes):
   lines = encoder_source.complete(config, source)
   model = classifier_setup.build_model(config, 3)
   seed = 1
-  return config, lines, classifier_setup.start_variables(
-    model, config, source, seed
+  return (
+    config,
+    lines,
+    classifier_setup.start_variables(model, config, source, seed),
   )
 
 
@@ -81,8 +83,11 @@ def test_positions_are_fitted_to_the_grid_of_the_task(run, method):
   changes = {"init.positions.method": method, "spectrogram.num_frames": 32}
   _, _, variables = start(run, **changes)
   expected = positions.resize_positions(
-    run[2][1]["encoder"]["pos_embed"], (4, 2), (2, 2),
-    layout="paper", method=method,
+    run[2][1]["encoder"]["pos_embed"],
+    (4, 2),
+    (2, 2),
+    layout="paper",
+    method=method,
   )
   np.testing.assert_array_equal(
     variables["params"]["encoder"]["pos_embed"], expected
@@ -95,12 +100,14 @@ def test_the_folder_of_one_seed_can_be_given(run):
 
 
 def test_an_encoder_of_another_size_is_refused_with_both_values(run):
-  with pytest.raises(ValueError, match="width is 192, but .* has 32; leave it"):
+  with pytest.raises(
+    ValueError, match=r"width is 192, but .* has 32; leave it"
+  ):
     start(run, argument="dataset=task,variant=tiny")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-  with pytest.raises(FileNotFoundError, match="not a pretraining run"):
+  with pytest.raises(FileNotFoundError, match=r"not a pretraining run"):
     encoder_source.find_run(str(tmp_path / "nothing"))
 
 

@@ -14,8 +14,10 @@ from fake_datasets import FAKES
 from audiomosaic_jax import (
   classifier_setup,
   encoder_source,
-  finetune as loop,
   optimizer,
+)
+from audiomosaic_jax import (
+  finetune as loop,
 )
 from configs import finetune, linear_eval
 
@@ -135,12 +137,15 @@ def test_the_rates_and_decays_of_layers_are_the_published_groups():
     params, depth=12, decay=config.optimizer.layer_decay
   )
   decays = optimizer.decay_mask(params)
-  golden = next(v for v in run.values() if isinstance(v, dict))
+  golden = run["params"]
   encoder, mask = scales["encoder"], decays["encoder"]
   ours = {
     "cls_token": (encoder["cls_token"], mask["cls_token"]),
     "pos_embed": (encoder["pos_embed"], mask["pos_embed"]),
-    "norm_pre.weight": (encoder["norm_pre"]["scale"], mask["norm_pre"]["scale"]),
+    "norm_pre.weight": (
+      encoder["norm_pre"]["scale"],
+      mask["norm_pre"]["scale"],
+    ),
     "head.weight": (scales["head"]["kernel"], decays["head"]["kernel"]),
     "head.bias": (scales["head"]["bias"], decays["head"]["bias"]),
     "fc_norm.weight": (scales["fc_norm"]["scale"], decays["fc_norm"]["scale"]),
@@ -180,7 +185,7 @@ def test_every_data_set_trains_two_steps_on_a_fake_copy(dataset, tmp_path):
   assert splits == (spoof if dataset.startswith("envsdd") else ["test"])
   for row in results["results"]:
     for value in row["metrics"].values():
-      assert np.isfinite(value["mean"]) or value["mean"] in (-np.inf, np.inf)
+      assert value["mean"] is None or np.isfinite(value["mean"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The supervised loop: frozen is frozen, cached is uncached, killed is whole."""
+"""The loop: frozen is frozen, cached is uncached, killed is whole."""
 
 import json
 
@@ -62,8 +62,11 @@ def test_a_frozen_encoder_is_bit_identical_and_has_no_optimiser_state(
     before.params["head"]["kernel"], after.params["head"]["kernel"]
   )
   moments = [np.shape(x) for x in jax.tree.leaves(after.opt_state)]
-  head = [np.shape(x) for name in ("head", "fc_norm")
-          for x in jax.tree.leaves(after.params[name])]
+  head = [
+    np.shape(x)
+    for name in ("head", "fc_norm")
+    for x in jax.tree.leaves(after.params[name])
+  ]
   assert sorted(s for s in moments if s) == sorted(head * 2)
 
 
@@ -184,9 +187,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
   assert steps[6] == {l["step"]: l for l in expected if "loss" in l}[6]["loss"]
 
 
-def test_folds_and_seeds_are_run_once_each_and_averaged(
-  task, tmp_path, capsys
-):
+def test_folds_and_seeds_are_run_once_each_and_averaged(task, tmp_path, capsys):
   config = tiny.probing(task, **{"folds": 3, "num_seeds": 2})
   config.evaluation.selection = "last"
   finetune.run(config, tmp_path)

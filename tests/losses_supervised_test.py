@@ -19,7 +19,9 @@ def test_softmax_loss_is_the_weighted_mean_of_the_log_probabilities():
   log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
   nll = -log_p[np.arange(6), LABELS]
   np.testing.assert_allclose(
-    losses.softmax_cross_entropy(LOGITS, ONE_HOT, **PLAIN), nll.mean(), rtol=1e-5
+    losses.softmax_cross_entropy(LOGITS, ONE_HOT, **PLAIN),
+    nll.mean(),
+    rtol=1e-5,
   )
   weights = np.array([0.1, 0.9, 2.0])
   np.testing.assert_allclose(
@@ -36,7 +38,9 @@ def test_sigmoid_loss_is_the_mean_binary_cross_entropy():
   p = 1 / (1 + np.exp(-np.asarray(LOGITS, np.float64)))
   bce = -(targets * np.log(p) + (1 - targets) * np.log(1 - p))
   np.testing.assert_allclose(
-    losses.sigmoid_cross_entropy(LOGITS, targets, **PLAIN), bce.mean(), rtol=1e-5
+    losses.sigmoid_cross_entropy(LOGITS, targets, **PLAIN),
+    bce.mean(),
+    rtol=1e-5,
   )
   weights = (1.0, 2.0, 0.5)
   np.testing.assert_allclose(

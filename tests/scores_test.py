@@ -134,11 +134,11 @@ def test_every_metric_has_its_value_inside_a_deterministic_interval(name):
 
 def test_errors_name_what_is_wrong():
   evaluation = scores.Evaluation(np.zeros((4, 3)), one_hot([0, 1, 2, 0], 3))
-  with pytest.raises(ValueError, match="'f1' is unknown.*accuracy"):
+  with pytest.raises(ValueError, match=r"'f1' is unknown.*accuracy"):
     scores.measure(evaluation, ["f1"], **OPTIONS)
   with pytest.raises(ValueError, match="'eer' needs 2 classes, got 3"):
     scores.measure(evaluation, ["eer"], **OPTIONS)
-  with pytest.raises(ValueError, match="1 of 2 clips .* not finite"):
+  with pytest.raises(ValueError, match=r"1 of 2 clips .* not finite"):
     scores.Evaluation(np.array([[0.0, np.nan], [0, 0]]), np.eye(2))
   with pytest.raises(ValueError, match=r"scores \(2, 2\) and targets \(3, 2\)"):
     scores.Evaluation(np.zeros((2, 2)), np.zeros((3, 2)))

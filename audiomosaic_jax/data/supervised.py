@@ -92,9 +92,7 @@ def load_splits(
     )
   else:
     names = [name.format(fold=fold + 1) for name in test]
-    tests = {
-      name if len(names) > 1 else "test": load(name) for name in names
-    }
+    tests = {name if len(names) > 1 else "test": load(name) for name in names}
     splits = Splits(load(train), load(valid) if valid else None, tests)
   if splits.valid is None and valid_fraction:
     splits = _hold_out(splits, valid_fraction, seed)

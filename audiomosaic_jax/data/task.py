@@ -62,9 +62,7 @@ class TaskSource(sources.CsvSource):
     self.table = table
     self.lines = [line for line, _ in rows]
     if "group" in rows[0][1]:
-      self.groups = [
-        row["group"] or row["path"] for _, row in rows
-      ]
+      self.groups = [row["group"] or row["path"] for _, row in rows]
 
   def where(self, index: int) -> str:
     """Returns the file and line that list a clip."""
