@@ -19,11 +19,11 @@ BEATs, three groups report 72.7, 86.5 and 86.9 on ESC-50.
 
 import ml_collections
 
-from configs import common, finetune
+from configs import common, finetune, supervised
 
 ConfigDict = ml_collections.ConfigDict
 
-PROBES = (*finetune.HEADS[:-1], "knn")
+PROBES = (*supervised.HEADS[:-1], "knn")
 AUGMENT = ("none", "published")
 WITH_PUBLISHED_PROBE = ("as20k", "as2m", "esc50")
 
@@ -59,10 +59,10 @@ def get_config(argument: str = "") -> ConfigDict:
   common.choose("dataset", args.dataset, finetune.DATASETS)
   common.choose("probe", args.probe, PROBES)
   common.choose("augment", args.augment, AUGMENT)
-  common.choose("parity", args.parity, finetune.PARITIES)
+  common.choose("parity", args.parity, supervised.PARITIES)
   if args.augment == "published":
     common.choose("dataset", args.dataset, WITH_PUBLISHED_PROBE)
-  config = finetune.base(args.variant)
+  config = supervised.base(args.variant)
   finetune.DATASET_SETTINGS[args.dataset](config)
   train_a_probe(config, args.dataset, args.probe)
   if args.batch_size:
@@ -70,11 +70,11 @@ def get_config(argument: str = "") -> ConfigDict:
     config.batch_size = args.batch_size
   config.model.freeze_encoder = True
   config.optimizer.frozen = ("encoder/.*",)
-  finetune.set_head(config, "linear" if args.probe == "knn" else args.probe)
+  supervised.set_head(config, "linear" if args.probe == "knn" else args.probe)
   if args.augment == "none":
     augment_nothing(config)
   if args.parity == "released":
-    finetune.released(config)
+    supervised.released(config)
   if args.probe == "knn":
     config.knn.k = 10
     config.evaluation.selection = "last"

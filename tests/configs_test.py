@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = sorted(
   path.stem
   for path in (ROOT / "configs").glob("*.py")
-  if path.stem not in ("__init__", "common")
+  if path.stem not in ("__init__", "common", "supervised")
 )
 SWITCHES = (
   *(f"variant={size}" for size in common.VIT_SIZES),

@@ -19,7 +19,7 @@ from audiomosaic_jax import (
 from audiomosaic_jax import (
   finetune as loop,
 )
-from configs import finetune, linear_eval
+from configs import finetune, linear_eval, supervised
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CLASSES = {
@@ -74,7 +74,7 @@ def test_every_data_set_builds_at_full_size(dataset):
     assert count(params) == PARAMETERS[dataset]
 
 
-@pytest.mark.parametrize("parity", finetune.PARITIES)
+@pytest.mark.parametrize("parity", supervised.PARITIES)
 @pytest.mark.parametrize("probe", linear_eval.PROBES)
 def test_every_probe_builds_at_full_size(probe, parity):
   argument = f"dataset=as20k,variant=base,probe={probe},parity={parity}"
