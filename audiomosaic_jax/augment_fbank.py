@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from audiomosaic_jax import augment
 
@@ -111,8 +111,113 @@ def _read_frames(fbank: Fbank, rate: Float[Array, "batch"]) -> Fbank:
   return here + fraction * (rows(index + 1) - here)
 
 
+def frequency_mask(
+  key: Key[Array, ""], fbank: Fbank, *, max_width: int
+) -> Fbank:
+  """Fills a random range of bands with 0, in all frames of an example.
+
+  The range has width floor(u max_width) and starts at floor(v (F - width)),
+  u and v uniform in [0, 1).
+
+  Parity: 0 is a log energy before standardisation, so what is masked becomes
+  louder than the average clip, not silent. The published encoders are
+  fine-tuned so.
+
+  Args:
+    key: random key.
+    fbank: log-mel energies.
+    max_width: in bands, exclusive; 0 masks nothing.
+
+  Returns:
+    The masked spectrograms.
+
+  Reference: torchaudio.transforms.FrequencyMasking; Park et al. 2019
+    (SpecAugment).
+  """
+  hidden = _random_ranges(key, fbank.shape[0], fbank.shape[2], max_width)
+  return jnp.where(hidden[:, None, :], 0.0, fbank)
+
+
+def time_mask(key: Key[Array, ""], fbank: Fbank, *, max_width: int) -> Fbank:
+  """Fills a random range of frames with 0; see `frequency_mask`.
+
+  Args:
+    key: random key.
+    fbank: log-mel energies.
+    max_width: in frames, exclusive; 0 masks nothing.
+
+  Returns:
+    The masked spectrograms.
+
+  Reference: torchaudio.transforms.TimeMasking.
+  """
+  hidden = _random_ranges(key, fbank.shape[0], fbank.shape[1], max_width)
+  return jnp.where(hidden[:, :, None], 0.0, fbank)
+
+
+def _random_ranges(
+  key: Key[Array, ""], batch: int, length: int, max_width: int
+) -> Bool[Array, "batch length"]:
+  """Returns True in one range per example, as torchaudio draws it."""
+  if not 0 <= max_width <= length:
+    raise ValueError(
+      f"max_width {max_width} of a mask does not fit an axis of {length}; "
+      f"use 0 to {length}"
+    )
+  u, v = jax.random.uniform(key, (2, batch))
+  width = jnp.floor(u * max_width)
+  start = jnp.floor(v * (length - width))
+  place = jnp.arange(length)
+  inside = place >= start[:, None]
+  return inside & (place < (start + width)[:, None])
+
+
+def uniform_noise(
+  key: Key[Array, ""], fbank: Fbank, *, max_scale: float
+) -> Fbank:
+  """Adds s n, n uniform in [0, 1) everywhere, s in [0, max_scale) per example.
+
+  Args:
+    key: random key.
+    fbank: spectrograms; the published recipe does this after standardisation.
+    max_scale: largest s.
+
+  Returns:
+    The spectrograms with noise.
+
+  Reference: the noise of the released Speech Commands recipe, 0.1.
+  """
+  key_noise, key_scale = jax.random.split(key)
+  scale = jax.random.uniform(key_scale, (fbank.shape[0], 1, 1))
+  noise = jax.random.uniform(key_noise, fbank.shape)
+  return fbank + max_scale * scale * noise
+
+
+def roll_frames(key: Key[Array, ""], fbank: Fbank, *, max_shift: int) -> Fbank:
+  """Rolls in time by a whole number from -max_shift to max_shift - 1.
+
+  Args:
+    key: random key.
+    fbank: spectrograms.
+    max_shift: in frames; 0 leaves them alone.
+
+  Returns:
+    The rolled spectrograms.
+
+  Reference: numpy's randint(-10, 10) of the released Speech Commands recipe.
+  """
+  if not max_shift:
+    return fbank
+  shift = jax.random.randint(key, fbank.shape[:1], -max_shift, max_shift)
+  return jax.vmap(lambda x, n: jnp.roll(x, n, axis=0))(fbank, shift)
+
+
 AUGMENTATIONS: dict[str, Callable[..., Fbank]] = {
   "pitch_and_tempo": pitch_and_tempo,
+  "frequency_mask": frequency_mask,
+  "time_mask": time_mask,
+  "uniform_noise": uniform_noise,
+  "roll_frames": roll_frames,
 }
 
 

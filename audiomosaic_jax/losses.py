@@ -1,9 +1,11 @@
-"""Training objectives: the contrastive loss between two views of a clip.
+"""Training objectives: contrastive between two views, and supervised.
 
 Every loss here is written for the global batch. Under `jax.jit` with sharded
 inputs the compiler adds the communication, so one device and many devices give
 the same loss and the same gradients.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +98,86 @@ def inverse_temperature(log_scale: Float[Array, ""]) -> Float[Array, ""]:
   return 1 / jnp.where(inside, temperature, clipped)
 
 
+def softmax_cross_entropy(
+  logits: Float[Array, "B C"],
+  targets: Float[Array, "B C"],
+  *,
+  class_weights: Sequence[float],
+  label_smoothing: float,
+) -> Float[Array, ""]:
+  """Cross-entropy of the softmax, for one class per clip.
+
+    loss = sum_bc w_c t_bc (-log softmax(logits)_bc) / sum_bc w_c t_bc
+
+  with t the targets, mixed (1 - s) t + s / C by label smoothing s.
+
+  Args:
+    logits: [B, C].
+    targets: [B, C] rows that sum to one: a class, or mixed classes.
+    class_weights: C of them, or () for ones.
+    label_smoothing: s, from 0 to 1.
+
+  Returns:
+    The mean loss, float32.
+
+  Reference: torch.nn.functional.cross_entropy with class indices. Differs from
+    upstream: mixed targets are weighed as whole ones are, by the mean weight;
+    PyTorch divides those by the batch size.
+  """
+  targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+  weighted = targets * _class_weights(class_weights, logits.shape[1])
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=1)
+  return -jnp.sum(weighted * log_p) / jnp.sum(weighted)
+
+
+def sigmoid_cross_entropy(
+  logits: Float[Array, "B C"],
+  targets: Float[Array, "B C"],
+  *,
+  class_weights: Sequence[float],
+  label_smoothing: float,
+) -> Float[Array, ""]:
+  """Cross-entropy of a sigmoid per class, for any number of classes per clip.
+
+    loss = mean_bc w_c [softplus(x_bc) - t_bc x_bc]
+
+  with x the logits and t the targets, mixed (1 - s) t + s / 2 by smoothing s.
+
+  Args:
+    logits: [B, C].
+    targets: [B, C]; the sum of two mixed rows may exceed one.
+    class_weights: C of them, or () for ones.
+    label_smoothing: s, from 0 to 1.
+
+  Returns:
+    The mean over clips and classes, float32.
+
+  Reference: torch.nn.BCEWithLogitsLoss(weight=class_weights).
+  """
+  logits = logits.astype(jnp.float32)
+  targets = targets * (1 - label_smoothing) + label_smoothing / 2
+  loss = jax.nn.softplus(logits) - targets * logits
+  return jnp.mean(loss * _class_weights(class_weights, logits.shape[1]))
+
+
+def _class_weights(
+  weights: Sequence[float], num_classes: int
+) -> Float[Array, " C"]:
+  """Returns one weight per class.
+
+  Raises:
+    ValueError: if there are weights for another number of classes.
+  """
+  if not len(weights):
+    return jnp.ones(num_classes)
+  if len(weights) != num_classes:
+    raise ValueError(
+      f"class_weights has {len(weights)} values for {num_classes} classes; "
+      "give one each, or () for none"
+    )
+  return jnp.asarray(weights, jnp.float32)
+
+
 def _unit_rows(z: Float[Array, "B E"]) -> Float[Array, "B E"]:
   """Rows scaled to unit length in float32; a zero row stays zero."""
   z = z.astype(jnp.float32)
@@ -131,3 +213,10 @@ def _anchor_loss(
   )
   hit = (positive > hardest_negative).astype(jnp.float32)
   return log_normalizer - positive, hit
+
+
+# Supervised losses: (logits, targets, class_weights, label_smoothing) -> loss.
+SUPERVISED = {
+  "softmax": softmax_cross_entropy,
+  "sigmoid": sigmoid_cross_entropy,
+}

@@ -20,6 +20,7 @@ from audiomosaic_jax import sharding
 MODES = {
   "pretrain": "audiomosaic_jax.pretrain",
   "evaluate": "audiomosaic_jax.evaluate",
+  "finetune": "audiomosaic_jax.finetune",
 }
 
 CONFIG = config_flags.DEFINE_config_file(

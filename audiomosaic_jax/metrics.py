@@ -202,6 +202,36 @@ def knn_predict(
   Reference: Wu et al. 2018 (instance discrimination), equation 9; equal to
     scikit-learn's KNeighborsClassifier with these weights.
   """
+  targets = jax.nn.one_hot(train_labels, num_classes)
+  votes = knn_votes(
+    train_embedding, targets, test_embedding, k=k, temperature=temperature
+  )
+  return jnp.argmax(votes, axis=1)
+
+
+def knn_votes(
+  train_embedding: Float[AnyArray, "N D"],
+  train_targets: Float[AnyArray, "N C"],
+  test_embedding: Float[AnyArray, "M D"],
+  *,
+  k: int,
+  temperature: float,
+) -> Float[Array, "M C"]:
+  """What the k most similar training clips vote for; see `knn_predict`.
+
+  Args:
+    train_embedding: [N, D].
+    train_targets: [N, C], 1 for the classes of a clip.
+    test_embedding: [M, D].
+    k: number of neighbours, at most N.
+    temperature: smaller trusts the nearest neighbours more.
+
+  Returns:
+    [M, C] sums of weights.
+
+  Raises:
+    ValueError: if k exceeds the number of training clips.
+  """
   num_train = train_embedding.shape[0]
   if not 1 <= k <= num_train:
     raise ValueError(
@@ -212,12 +242,8 @@ def knn_predict(
   cosine, neighbours = jax.lax.top_k(cosine, k)
   # Relative to a perfect match, so that no temperature overflows.
   weights = jnp.exp((cosine - 1) / temperature)
-
-  def vote(labels, weights):
-    return jnp.zeros(num_classes).at[labels].add(weights)
-
-  votes = jax.vmap(vote)(jnp.asarray(train_labels)[neighbours], weights)
-  return jnp.argmax(votes, axis=1)
+  voters = jnp.asarray(train_targets, jnp.float32)[neighbours]
+  return jnp.einsum("mk,mkc->mc", weights, voters, precision=_HIGHEST)
 
 
 def ridge_probe(

@@ -23,6 +23,8 @@ PURE = (
   "masking",
   "losses",
   "metrics",
+  "mixup",
+  "scores",
   "dsp",
 )
 # What the augmentations stand on; other pure modules stand alone.

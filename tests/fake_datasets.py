@@ -209,6 +209,18 @@ def write_csv(root):
   }
 
 
+def write_task(root):
+  """Two classes in each split, and two cuts of one recording."""
+  rows = ["path,label,split,group\n"]
+  for split, count in (("train", 4), ("valid", 2), ("test", 2)):
+    for i in range(count):
+      write_clip(root / f"{split}{i}.wav")
+      label = "cat" if i % 2 else "dog"
+      rows.append(f"{split}{i}.wav,{label},{split},{split}{i // 3}\n")
+  (root / "labels.csv").write_text("".join(rows))
+  return {"data_dir": root}
+
+
 def write_manifest(root):
   write_clip(root / "a.wav")
   (root / "classes.csv").write_text("index,mid,display_name\n0,/m/1,Cat\n")
@@ -244,8 +256,9 @@ FAKES = {
     write_speech_commands_v2,
     {"train": 6, "valid": 6, "test": 6},
   ),
+  "task": (write_task, {"train": 4, "valid": 2, "test": 2}),
   "vggsound": (write_vggsound, {"train": 5, "test": 5}),
 }
 
 # The data sets that a table lists, and with which clips can be missing.
-LISTED = set(FAKES) - {"csv", "folder", "manifest"}
+LISTED = set(FAKES) - {"csv", "folder", "manifest", "task"}

@@ -55,6 +55,7 @@ SPLITS = {
   "fsd50k": ("train", "val", "eval"),
   "speech_commands_v1": ("train", "valid", "test"),
   "speech_commands_v2": ("train", "valid", "test"),
+  "task": ("train", "valid", "test"),
   "tfds": ("train",),
   "vggsound": ("train", "test"),
 }

@@ -4,7 +4,13 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from audiomosaic_jax.data import layout, sources, tfds_source, wrappers
+from audiomosaic_jax.data import (
+  layout,
+  sources,
+  task,
+  tfds_source,
+  wrappers,
+)
 from audiomosaic_jax.data.benchmarks import (
   audioset,
   envsdd,
@@ -219,6 +225,20 @@ def guard(
   )
 
 
+def labelled(
+  split: str | None, *, data_dir: str | os.PathLike, sample_rate_hz: int
+) -> sources.Source:
+  """A folder with a labels.csv, or "demo" for the packaged notes.
+
+  Args:
+    split: value of the column split; None is all rows.
+    data_dir: the folder, or "demo".
+    sample_rate_hz: rate the clips are resampled to.
+  """
+  folder = DEMO_DIR / "instruments" if data_dir == "demo" else data_dir
+  return task.TaskSource(folder, split=split, sample_rate_hz=sample_rate_hz)
+
+
 DATASETS = {
   "audioset": audioset.audioset,
   "csv": csv,
@@ -230,6 +250,7 @@ DATASETS = {
   "manifest": manifest,
   "speech_commands_v1": speech_commands.speech_commands_v1,
   "speech_commands_v2": speech_commands.speech_commands_v2,
+  "task": labelled,
   "tfds": tfds,
   "vggsound": vggsound.vggsound,
 }

@@ -4,6 +4,10 @@ Every classifier in HEADS is called as (fbank, keep_ids, train) -> logits and
 holds its encoder under "encoder", so parameters of one fit another. The
 reference masks tokens while it fine-tunes; here that is a choice of keep_ids,
 such as mode "time_freq" of the masking module.
+
+All but AASIST are readout(features(fbank, keep_ids, train)): what is learned
+besides the encoder is in `readout`, so a probe of a frozen encoder can train
+on features that were computed once.
 """
 
 from typing import Any
@@ -96,7 +100,6 @@ class Classifier(nn.Module):
   pooling: str
   freeze_encoder: bool
 
-  @nn.compact
   def __call__(
     self,
     fbank: Float[Array, "B T F"],
@@ -117,6 +120,16 @@ class Classifier(nn.Module):
     Raises:
       ValueError: if the pooling is unknown or lacks its class token.
     """
+    return self.readout(self.features(fbank, keep_ids, train=train))
+
+  def features(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B E"]:
+    """Returns the pooled tokens; arguments as of `__call__`."""
     check_pooling(self.pooling, self.encoder)
     tokens = encode(
       self.encoder,
@@ -126,8 +139,12 @@ class Classifier(nn.Module):
       freeze=self.freeze_encoder,
       return_layers=False,
     )
-    pooled = POOLINGS[self.pooling](tokens)
-    return classify(pooled, self.num_classes, self.encoder.norm)
+    return POOLINGS[self.pooling](tokens)
+
+  @nn.compact
+  def readout(self, features: Float[Array, "B E"]) -> Float[Array, "B C"]:
+    """Returns the logits of pooled tokens."""
+    return classify(features, self.num_classes, self.encoder.norm)
 
 
 def build(

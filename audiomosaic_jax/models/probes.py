@@ -20,6 +20,11 @@ from audiomosaic_jax.models.readout import (
 from audiomosaic_jax.models.vit import NORMS, ViT
 
 PARITIES = ("paper", "released")
+# Arguments of a norm that learns nothing.
+PLAIN = {
+  "layernorm": {"use_scale": False, "use_bias": False},
+  "rmsnorm": {"use_scale": False},
+}
 
 
 class LayerProbe(nn.Module):
@@ -43,7 +48,6 @@ class LayerProbe(nn.Module):
   layer: int
   freeze_encoder: bool
 
-  @nn.compact
   def __call__(
     self,
     fbank: Float[Array, "B T F"],
@@ -56,12 +60,17 @@ class LayerProbe(nn.Module):
     Raises:
       ValueError: if there is no such block, or the pooling is unknown.
     """
+    return self.readout(self.features(fbank, keep_ids, train=train))
+
+  def features(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B depth E"]:
+    """Returns the pooled output of every block, whichever is probed."""
     check_pooling(self.pooling, self.encoder)
-    if not 0 <= self.layer < self.encoder.depth:
-      raise ValueError(
-        f"layer {self.layer} is not a block of an encoder of depth "
-        f"{self.encoder.depth}; use 0 to {self.encoder.depth - 1}"
-      )
     _, layers = encode(
       self.encoder,
       fbank,
@@ -70,7 +79,17 @@ class LayerProbe(nn.Module):
       freeze=self.freeze_encoder,
       return_layers=True,
     )
-    pooled = POOLINGS[self.pooling](layers[self.layer])
+    return jax.vmap(POOLINGS[self.pooling], out_axes=1)(layers)
+
+  @nn.compact
+  def readout(self, features: Float[Array, "B depth E"]) -> Float[Array, "B C"]:
+    """Returns the logits of pooled block outputs."""
+    if not 0 <= self.layer < self.encoder.depth:
+      raise ValueError(
+        f"layer {self.layer} is not a block of an encoder of depth "
+        f"{self.encoder.depth}; use 0 to {self.encoder.depth - 1}"
+      )
+    pooled = features[:, self.layer]
     return classify(pooled, self.num_classes, self.encoder.norm)
 
 
@@ -97,7 +116,6 @@ class WeightedSumProbe(nn.Module):
   parity: str
   freeze_encoder: bool
 
-  @nn.compact
   def __call__(
     self,
     fbank: Float[Array, "B T F"],
@@ -110,6 +128,19 @@ class WeightedSumProbe(nn.Module):
     Raises:
       ValueError: if the pooling or the parity is unknown.
     """
+    return self.readout(self.features(fbank, keep_ids, train=train))
+
+  def features(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B L E"]:
+    """Returns the pooled layers.
+
+    A pooling is linear: to mix what is pooled is the same and far less work.
+    """
     check_pooling(self.pooling, self.encoder)
     layers = block_outputs(
       self.encoder,
@@ -119,11 +150,36 @@ class WeightedSumProbe(nn.Module):
       freeze=self.freeze_encoder,
       parity=self.parity,
     )
-    weights = self.param("layer_weights", nn.initializers.zeros, (len(layers),))
-    # A pooling is linear: to mix what is pooled is the same and far less work.
-    pooled = jax.vmap(POOLINGS[self.pooling])(layers)
-    mixed = jnp.einsum("l,lbe->be", jax.nn.softmax(weights), pooled)
+    return jax.vmap(POOLINGS[self.pooling], out_axes=1)(layers)
+
+  @nn.compact
+  def readout(self, features: Float[Array, "B L E"]) -> Float[Array, "B C"]:
+    """Returns the logits of pooled layers."""
+    count = features.shape[1]
+    weights = self.param("layer_weights", nn.initializers.zeros, (count,))
+    mixed = jnp.einsum("l,ble->be", jax.nn.softmax(weights), features)
     return classify(mixed, self.num_classes, self.encoder.norm)
+
+
+class LayerScales(nn.Module):
+  """The learned part of a norm per layer: scale_l x_l + bias_l.
+
+  Attributes:
+    width: D; wider features repeat the scales, as pooling "fusion" does.
+    use_bias: whether the norm has a bias.
+  """
+
+  width: int
+  use_bias: bool
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
+    shape, repeats = (x.shape[1], self.width), (1, x.shape[2] // self.width)
+    x = x * jnp.tile(self.param("scale", nn.initializers.ones, shape), repeats)
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, shape)
+      x = x + jnp.tile(bias, repeats)
+    return x
 
 
 class AttentiveProbe(nn.Module):
@@ -151,7 +207,6 @@ class AttentiveProbe(nn.Module):
   parity: str
   freeze_encoder: bool
 
-  @nn.compact
   def __call__(
     self,
     fbank: Float[Array, "B T F"],
@@ -165,6 +220,20 @@ class AttentiveProbe(nn.Module):
       ValueError: if the pooling or the parity is unknown, or if num_queries
         does not divide the pooled width.
     """
+    return self.readout(self.features(fbank, keep_ids, train=train))
+
+  def features(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B L E"]:
+    """Returns the layers, normed token by token and then pooled.
+
+    Without the learned scale and bias of the norms: both are the same for all
+    tokens, so `readout` applies them to what is pooled.
+    """
     check_pooling(self.pooling, self.encoder)
     layers = block_outputs(
       self.encoder,
@@ -174,14 +243,20 @@ class AttentiveProbe(nn.Module):
       freeze=self.freeze_encoder,
       parity=self.parity,
     )
-    norm_each = nn.vmap(
-      lambda norm, x: norm(x),
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
+    norm = NORMS[self.encoder.norm](
+      dtype="float32", parent=None, **PLAIN[self.encoder.norm]
     )
-    norms = NORMS[self.encoder.norm](dtype="float32", name="layer_norms")
-    pooled = jax.vmap(POOLINGS[self.pooling])(norm_each(norms, layers))
-    gathered = self._attend(pooled.swapaxes(0, 1))
+    return jax.vmap(POOLINGS[self.pooling], out_axes=1)(norm.apply({}, layers))
+
+  @nn.compact
+  def readout(self, features: Float[Array, "B L E"]) -> Float[Array, "B C"]:
+    """Returns the logits of normed and pooled layers."""
+    norms = LayerScales(
+      width=self.encoder.width,
+      use_bias=self.encoder.norm == "layernorm",
+      name="layer_norms",
+    )
+    gathered = self._attend(norms(features))
     return classify(gathered, self.num_classes, self.encoder.norm)
 
   def _attend(self, pooled: Float[Array, "B L E"]) -> Float[Array, "B E"]:
@@ -236,7 +311,6 @@ class PrototypeProbe(nn.Module):
   num_prototypes: int
   freeze_encoder: bool
 
-  @nn.compact
   def __call__(
     self,
     fbank: Float[Array, "B T F"],
@@ -245,6 +319,16 @@ class PrototypeProbe(nn.Module):
     train: bool,
   ) -> Float[Array, "B C"]:
     """Classifies a batch; arguments and result as of `heads.Classifier`."""
+    return self.readout(self.features(fbank, keep_ids, train=train))
+
+  def features(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B N D"]:
+    """Returns the patches of the spectrogram."""
     tokens = encode(
       self.encoder,
       fbank,
@@ -253,8 +337,13 @@ class PrototypeProbe(nn.Module):
       freeze=self.freeze_encoder,
       return_layers=False,
     )
-    patches = tokens[:, int(self.encoder.class_token) :]
-    patches = NORMS[self.encoder.norm](dtype="float32", name="fc_norm")(patches)
+    return tokens[:, int(self.encoder.class_token) :]
+
+  @nn.compact
+  def readout(self, features: Float[Array, "B N D"]) -> Float[Array, "B C"]:
+    """Returns the logits of patches."""
+    norm = NORMS[self.encoder.norm](dtype="float32", name="fc_norm")
+    patches = norm(features)
     shape = (self.num_classes, self.num_prototypes)
     prototypes = self.param(
       "prototypes", nn.initializers.normal(1.0), (*shape, patches.shape[-1])

@@ -1,0 +1,398 @@
+"""Supervised training of an encoder and a head: fine-tuning and probing.
+
+`make_inputs` and `make_train_step` are the method: augment, mix, spectrogram,
+mask, encode, classify, compare with the labels. A probe is the same loop with
+a frozen encoder. If nothing is augmented then, the features of every clip are
+computed once, kept on disk, and only the head is trained on them.
+
+`run` repeats `train` over layers, folds and seeds; what is finished is never
+done again.
+"""
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from audiomosaic_jax import (
+  augment_fbank,
+  augment_waveform,
+  checkpoint,
+  classifier_setup,
+  encoder_source,
+  experiment,
+  features,
+  losses,
+  masking,
+  metric_writer,
+  mixup,
+  predict,
+  results,
+  scores,
+  sharding,
+  train_state,
+)
+from audiomosaic_jax.data import datasets, supervised
+from audiomosaic_jax.models import heads
+
+ConfigDict = ml_collections.ConfigDict
+Batch = dict[str, jax.Array]
+SELECTIONS = ("last", "valid", "test")
+
+
+def make_inputs(
+  key: jax.Array,
+  waveform: jax.Array,
+  targets: jax.Array,
+  config: ConfigDict,
+  mesh,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Augments a batch of clips and their targets for one step.
+
+  Args:
+    key: random key of this step.
+    waveform: [B, S] samples.
+    targets: [B, C].
+    config: the experiment.
+    mesh: the devices; each augments its own examples.
+
+  Returns:
+    (fbank [B, T, F] standardised, targets [B, C], keep_ids [B, K] or None).
+  """
+  key_wave, key_mix, key_fbank, key_mask = jax.random.split(key, 4)
+  batch_size = len(waveform)
+
+  def augment(key, waveform):
+    return augment_waveform.augment_waveform(
+      key,
+      waveform[None],
+      sample_rate_hz=config.fbank.sample_rate_hz,
+      **config.augment_waveform.to_dict(),
+    )[0]
+
+  def spectrogram(key, waveform):
+    edges = {
+      "low_freq_hz": config.fbank.low_freq_hz,
+      "high_freq_hz": config.fbank.high_freq_hz,
+    }
+    key_energies, key_input = jax.random.split(key)
+    fbank = features.log_mel_fbank(waveform[None], **config.fbank)
+    # Masks are drawn over the padded length, as the published ones.
+    length = {"num_frames": config.spectrogram.num_frames}
+    fbank = features.standardize(fbank, **length, mean=0.0, std=0.5)
+    fbank = augment_fbank.augment_fbank(
+      key_energies, fbank, **edges, **config.augment_fbank.to_dict()
+    )
+    fbank = features.standardize(fbank, **config.spectrogram)
+    return augment_fbank.augment_fbank(
+      key_input, fbank, **edges, **config.augment_input.to_dict()
+    )[0]
+
+  on_each = functools.partial(sharding.map_examples, mesh=mesh)
+  keys = jax.random.split(key_wave, batch_size)
+  waveform = on_each(augment)(keys, waveform)
+  waveform, targets = mixup.mixup(key_mix, waveform, targets, **config.mixup)
+  keys = jax.random.split(key_fbank, batch_size)
+  fbank = on_each(spectrogram)(keys, waveform)
+  if config.masking.mode == "none":
+    return fbank, targets, None
+  keep_ids = masking.keep_ids(
+    key_mask,
+    batch_size,
+    grid=experiment.token_grid(config),
+    **config.masking,
+  )
+  return fbank, targets, keep_ids
+
+
+def make_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
+  """Returns `(state, batch, key) -> (state, metrics)`, to be jitted.
+
+  A batch holds "label" and either "waveform" or the "features" of a frozen
+  encoder; the state of the latter holds the head only.
+  """
+  loss = functools.partial(
+    losses.SUPERVISED[config.loss.name],
+    class_weights=config.loss.class_weights,
+    label_smoothing=config.loss.label_smoothing,
+  )
+
+  def train_step(state: train_state.TrainState, batch: Batch, key: jax.Array):
+    key = jax.random.fold_in(key, state.step)
+    key_inputs, key_path, key_dropout = jax.random.split(key, 3)
+    targets = one_hot(batch["label"], model.num_classes)
+    if "features" not in batch:
+      waveform = features.pcm_to_float(batch["waveform"])
+      fbank, targets, keep_ids = make_inputs(
+        key_inputs, waveform, targets, config, mesh
+      )
+
+    def loss_fn(params):
+      variables = {"params": params, "batch_stats": state.batch_stats}
+      if "features" in batch:
+        logits = model.apply(variables, batch["features"], method="readout")
+        return loss(logits, targets), state.batch_stats
+      logits, updated = model.apply(
+        variables,
+        fbank,
+        keep_ids,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"drop_path": key_path, "dropout": key_dropout},
+      )
+      return loss(logits, targets), updated.get("batch_stats", {})
+
+    (value, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    state = train_state.TrainState(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+    )
+    return state, {"loss": value, "grad_norm": optax.global_norm(grads)}
+
+  return train_step
+
+
+def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
+  """Returns float32 [B, C] of class indices [B]; rows [B, C] pass through."""
+  if labels.ndim == 2:
+    return labels.astype(jnp.float32)
+  return jax.nn.one_hot(labels, num_classes)
+
+
+def train(job: classifier_setup.Job) -> tuple[dict, int] | None:
+  """Trains one classifier, continuing from its last checkpoint.
+
+  Returns:
+    The variables that `evaluation.selection` chooses, and the step they are
+    of; or None when a SIGTERM stopped it (the state is then saved).
+
+  Raises:
+    RuntimeError: the loss or the gradient is NaN or infinite.
+  """
+  config = job.config
+  saving = config.checkpoint
+  folder = job.workdir / "checkpoints"
+  open_folder = functools.partial(
+    checkpoint.Checkpointer, keep_every=saving.keep_every
+  )
+  with (
+    open_folder(folder, keep_last=saving.keep_last) as checkpoints,
+    open_folder(job.workdir / "best", keep_last=1) as best,
+    checkpoint.PreemptionWatcher() as preemption,
+    metric_writer.MetricWriter(
+      job.workdir,
+      total_steps=job.total_steps,
+      start_step=checkpoints.latest_step() or 0,
+      progress_metrics=("loss", config.evaluation.metrics[0]),
+    ) as writer,
+  ):
+    state, progress = job.init(), {"best": None, "best_step": 0, "stale": 0}
+    step = checkpoints.latest_step() or 0
+    if step:
+      state, progress = checkpoints.restore(step, state, None)
+    job.batches.set_state({"next_index": step})
+    key = jax.random.key(job.seed)
+    split = sharding.batch_sharded(job.mesh)
+    pending = None
+    while step < job.total_steps and not out_of_patience(progress, config):
+      batch = next(job.batches)
+      inputs = {k: v for k, v in batch.items() if k != "id"}
+      state, scalars = job.step(state, sharding.put_batch(inputs, split), key)
+      step += 1
+      # The device is busy with this step while the host looks at the last one.
+      if pending:
+        check_finite(*pending)
+      pending = (step, scalars)
+      last = step == job.total_steps
+      stop = preemption.reached(step)
+      if last or stop or step % config.log_every == 0:
+        values = scalars | {"lr": job.schedule(step - 1)}
+        writer.write_scalars(step, jax.device_get(values))
+      if last or step % job.eval_every == 0:
+        check_finite(step, scalars)
+        progress = select(job, state, step, progress, best, writer)
+      ends = last or stop or out_of_patience(progress, config)
+      if ends or step % saving.save_every == 0:
+        check_finite(step, scalars)
+        checkpoints.save(step, state, None, progress)
+      if stop and not last:
+        checkpoints.wait()
+        writer.log(f"stopped by SIGTERM at step {step}; run again to go on")
+        return None
+    checkpoints.wait()
+    if config.evaluation.selection == "last":
+      return state.variables, step
+    state, _ = best.restore(progress["best_step"], state, None)
+    return state.variables, progress["best_step"]
+
+
+def out_of_patience(progress: dict, config: ConfigDict) -> bool:
+  """Whether so many evaluations in a row brought nothing; 0 waits for ever."""
+  patience = config.evaluation.patience
+  return bool(patience) and progress["stale"] >= patience
+
+
+def select(
+  job: classifier_setup.Job, state, step: int, progress: dict, best, writer
+) -> dict:
+  """Measures the split that selects, and keeps the state if it is the best.
+
+  Returns:
+    The new progress: best value, its step, evaluations since.
+  """
+  settings = job.config.evaluation
+  if settings.selection == "last":
+    return progress
+  name, metric = settings.selection, settings.metrics[0]
+  if name == "test":
+    # Parity: the published numbers are of the epoch that tests best.
+    name = next(iter(job.splits.tests))
+  clips = job.clips[name]
+  windows = job.logits_of(state.variables, clips)
+  evaluation = predict.evaluation(windows, job.splits.named()[name])
+  value = scores.METRICS[metric](evaluation, np.ones(len(evaluation.labels)))
+  writer.write_scalars(step, {metric: value})
+  sign = -1 if metric in scores.LOWER_IS_BETTER else 1
+  if math.isnan(value):
+    value = -sign * math.inf
+  record = progress["best"]
+  if record is not None and sign * value <= sign * record:
+    return progress | {"stale": progress["stale"] + 1}
+  best.save(step, state, None, {"value": value})
+  best.wait()
+  return {"best": value, "best_step": step, "stale": 0}
+
+
+def check_finite(step: int, scalars: dict[str, jax.Array]) -> None:
+  """Raises RuntimeError if the loss or the gradient is not finite."""
+  for name, value in jax.device_get(scalars).items():
+    if not math.isfinite(value):
+      raise RuntimeError(
+        f"{name} is {value} at step {step}; lower schedule.base_lr or set "
+        "optimizer.grad_clip_norm"
+      )
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Trains every layer, fold and seed that has no result yet, and reports.
+
+  Args:
+    config: the experiment.
+    workdir: folder of the runs, with a folder each if there are several.
+  """
+  source = encoder_source.find_run(config.init.run)
+  for line in encoder_source.complete(config, source):
+    print(line, flush=True)
+  check(config)
+  for difference in experiment.save_config(config, workdir):
+    print(f"continuing with another config: {difference}", flush=True)
+  cache = pathlib.Path(config.cache.folder or workdir / "features")
+  for fold in range(config.folds):
+    splits = None
+    for layer in results.layers(config):
+      for seed in range(config.seed, config.seed + config.num_seeds):
+        place = results.Place(layer, fold, seed)
+        folder = results.folder(config, workdir, place)
+        if results.is_finished(folder, config):
+          print(f"finished before: {folder}", flush=True)
+          continue
+        splits = splits or load_splits(config, workdir, fold)
+        if not run_one(config, source, splits, place, folder, cache):
+          return
+  if jax.process_index() == 0:
+    results.write_summary(config, workdir)
+
+
+def run_one(
+  config: ConfigDict,
+  source: encoder_source.Run | None,
+  splits: supervised.Splits,
+  place: results.Place,
+  folder: pathlib.Path,
+  cache: pathlib.Path,
+) -> bool:
+  """Trains and tests one classifier; False if it was stopped half-way."""
+  print(f"training in {folder}", flush=True)
+  with_layer = config.copy_and_resolve_references()
+  if place.layer is not None:
+    with_layer.model.layer = place.layer
+  if config.knn.k:
+    logits = classifier_setup.neighbour_logits(
+      with_layer, source, splits, place.seed, cache
+    )
+    if jax.process_index() == 0:
+      results.write_run(config, folder, place, splits, logits, 0)
+    return True
+  job = classifier_setup.build_job(
+    with_layer, source, splits, place.seed, folder, cache, make_train_step
+  )
+  chosen = train(job)
+  if chosen is None:
+    return False
+  variables, step = chosen
+  logits = {
+    name: job.logits_of(variables, job.clips[name]) for name in splits.tests
+  }
+  if jax.process_index() == 0:
+    results.write_run(config, folder, place, splits, logits, step)
+  return True
+
+
+def load_splits(
+  config: ConfigDict, workdir: pathlib.Path, fold: int
+) -> supervised.Splits:
+  """Reads the splits of a fold, tolerant of a few clips that do not decode."""
+  splits = supervised.load_splits(
+    config.data.source.to_dict(),
+    **config.data.splits,
+    fold=fold,
+    num_folds=config.folds,
+    seed=config.seed,
+    sample_rate_hz=config.fbank.sample_rate_hz,
+    min_clip_ms=config.fbank.frame_length_ms,
+  )
+  if config.evaluation.selection == "valid" and splits.valid is None:
+    raise ValueError(
+      "evaluation.selection is 'valid' but data.splits.valid is ''; name a "
+      "split, set data.splits.valid_fraction=0.1, or select 'last'"
+    )
+
+  def guard(name, clips):
+    path = workdir / f"bad_clips_{name}.jsonl"
+    return datasets.guard(clips, **config.data.guard, report_path=path)
+
+  guarded = {name: guard(name, clips) for name, clips in splits.named().items()}
+  return supervised.Splits(
+    guarded.pop("train"), guarded.pop("valid", None), guarded
+  )
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ValueError for settings that no data could make sense of."""
+  known = {
+    "loss.name": (config.loss.name, losses.SUPERVISED),
+    "evaluation.selection": (config.evaluation.selection, SELECTIONS),
+    "model.head": (config.model.head, heads.HEADS),
+  }
+  known |= {
+    f"evaluation.metrics[{i}]": (name, scores.METRICS)
+    for i, name in enumerate(config.evaluation.metrics)
+  }
+  for field, (value, options) in known.items():
+    if value not in options:
+      raise ValueError(f"{field} is {value!r}; use one of {[*options]}")
+  if config.evaluation.selection == "last" and config.evaluation.patience:
+    raise ValueError(
+      f"evaluation.patience is {config.evaluation.patience} but selection is "
+      "'last'; nothing is measured that could run out of it: select 'valid'"
+    )

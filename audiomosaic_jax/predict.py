@@ -1,0 +1,229 @@
+"""What a model says of whole clips: windows in, one row per clip out.
+
+Clips are cut into windows, a model gives a row per window, and the rows of a
+clip are averaged. A clip that cannot be decoded has no row.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from audiomosaic_jax import features, scores, sharding
+from audiomosaic_jax.data import pipeline
+from audiomosaic_jax.data.sources import Source
+
+ConfigDict = ml_collections.ConfigDict
+
+
+class Windows(NamedTuple):
+  """Rows of windows.
+
+  Attributes:
+    rows: [W, ...] what was computed of each window.
+    clip: [W] the clip that each was cut out of.
+  """
+
+  rows: np.ndarray
+  clip: np.ndarray
+
+
+def clip_means(windows: Windows, num_clips: int) -> tuple[np.ndarray, ...]:
+  """Averages the windows of each clip.
+
+  Returns:
+    ([K, ...] means, [K] indices of the clips that have a window).
+  """
+  rows, clip = windows
+  total = np.zeros((num_clips, *rows.shape[1:]))
+  np.add.at(total, clip, rows)
+  counts = np.bincount(clip, minlength=num_clips)
+  found = np.flatnonzero(counts)
+  shape = (-1,) + (1,) * (rows.ndim - 1)
+  return total[found] / counts[found].reshape(shape), found
+
+
+def evaluation(windows: Windows, source: Source) -> scores.Evaluation:
+  """Returns the mean logits of clips and their labels, ready to be measured."""
+  logits, found = clip_means(windows, len(source))
+  labels = source.labels[found]
+  if labels.ndim == 1:
+    labels = np.eye(len(source.class_names))[labels]
+  return scores.Evaluation(logits, labels.astype(np.float64))
+
+
+def spectrogram_fn(config: ConfigDict) -> Callable:
+  """Returns the function from a waveform to the encoder's input."""
+
+  def spectrogram(waveform):
+    fbank = features.log_mel_fbank(waveform, **config.fbank)
+    return features.standardize(fbank, **config.spectrogram)
+
+  return spectrogram
+
+
+def make_window_fn(model, config: ConfigDict, method: str) -> Callable:
+  """Returns `(variables, source) -> Windows` of a method of the model.
+
+  Nothing is masked or augmented, and the model is in evaluation mode. Each
+  process computes all clips on its own devices.
+
+  Args:
+    model: a classifier of `models.heads`.
+    config: the experiment.
+    method: "__call__" for logits or "features".
+  """
+  mesh = sharding.make_mesh(jax.local_devices())
+  rows = sharding.batch_sharded(mesh)
+  spectrogram = spectrogram_fn(config)
+
+  @jax.jit
+  def compute(variables, pcm):
+    waveform = features.pcm_to_float(pcm)
+    fbank = sharding.map_examples(spectrogram, mesh)(waveform)
+    return model.apply(variables, fbank, None, train=False, method=method)
+
+  def windows(variables, source: Source) -> Windows:
+    variables = jax.device_put(
+      jax.device_get(variables), sharding.replicated(mesh)
+    )
+    pending, valid, clip = [], [], []
+    for batch in window_batches(source, config):
+      pcm = jax.device_put(batch["waveform"], rows)
+      pending.append(compute(variables, pcm))
+      valid.append(batch["valid"])
+      clip.append(batch["clip"])
+    if not pending:
+      raise ValueError(f"{source!r}: no clip can be decoded")
+    chosen = np.concatenate(valid)
+    outputs = np.concatenate(jax.device_get(pending))
+    return Windows(outputs[chosen], np.concatenate(clip)[chosen])
+
+  return windows
+
+
+def window_batches(source: Source, config: ConfigDict) -> Iterator[dict]:
+  """Yields the windows of all clips, as `pipeline.eval_batches` does."""
+  window = config.data.pipeline.clip_samples
+  devices = len(jax.local_devices())
+  size = -(-config.evaluation.batch_size // devices) * devices
+  return pipeline.eval_batches(
+    source,
+    batch_size=size,
+    clip_samples=window,
+    hop_samples=window,
+    max_windows=config.evaluation.max_windows,
+    pad=config.data.pipeline.pad,
+  )
+
+
+def make_readout_fn(model, batch_size: int) -> Callable:
+  """Returns `(variables, Windows of features) -> Windows of logits`."""
+
+  @jax.jit
+  def compute(variables, rows):
+    return model.apply(variables, rows, method="readout")
+
+  def readout(variables, windows: Windows) -> Windows:
+    rows = windows.rows
+    missing = -len(rows) % batch_size
+    padded = np.pad(rows, [(0, missing), *[(0, 0)] * (rows.ndim - 1)])
+    parts = padded.reshape(-1, batch_size, *rows.shape[1:])
+    logits = [compute(variables, part) for part in parts]
+    logits = np.concatenate(jax.device_get(logits))
+    return Windows(logits[: len(rows)], windows.clip)
+
+  return readout
+
+
+def cached_features(
+  compute: Callable,
+  params: Any,
+  source: Source,
+  config: ConfigDict,
+  folder: pathlib.Path,
+) -> Windows:
+  """Returns the features of all windows, from disk if they are there.
+
+  The name of the file is a hash of all that the features depend on: the
+  settings, every byte of the encoder, and the names, sizes and times of
+  change of the clips. The file appears under that name when it is complete.
+
+  Args:
+    compute: from `make_window_fn(..., "features")`.
+    params: of the encoder, {"encoder": ...}.
+    source: clips.
+    config: the experiment.
+    folder: of the cache.
+  """
+  path = folder / f"{_fingerprint(params, source, config)}.npz"
+  if path.exists():
+    with np.load(path) as stored:
+      return Windows(stored["rows"], stored["clip"])
+  windows = compute({"params": params}, source)
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+      np.savez(file, rows=windows.rows, clip=windows.clip)
+    temporary.replace(path)
+  return windows
+
+
+def feature_bytes(
+  model, params: Any, source: Source, config: ConfigDict
+) -> int:
+  """Returns the memory of the features of one window of each clip."""
+  frames, bins = config.spectrogram.num_frames, config.fbank.num_mel_bins
+  shape = jax.eval_shape(
+    lambda params: model.apply(
+      {"params": params},
+      jax.numpy.zeros((1, frames, bins)),
+      None,
+      train=False,
+      method="features",
+    ),
+    params,
+  )
+  return 4 * shape.size * len(source)
+
+
+def _fingerprint(params: Any, source: Source, config: ConfigDict) -> str:
+  settings = config.to_dict()
+  model = {k: v for k, v in settings["model"].items() if k not in NOT_FEATURES}
+  encoder = model["encoder"]
+  model["encoder"] = {k: v for k, v in encoder.items() if k not in NOT_VALUES}
+  described = {
+    "model": model,
+    "fbank": settings["fbank"],
+    "spectrogram": settings["spectrogram"],
+    "clip_samples": settings["data"]["pipeline"]["clip_samples"],
+    "pad": settings["data"]["pipeline"]["pad"],
+    "max_windows": settings["evaluation"]["max_windows"],
+    "clips": [_describe(source, i) for i in range(len(source))],
+  }
+  digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+  for name, leaf in jax.tree_util.tree_leaves_with_path(params):
+    digest.update(jax.tree_util.keystr(name).encode())
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()[:24]
+
+
+def _describe(source: Source, index: int) -> list:
+  path = source.path(index)
+  if path is None or not os.path.exists(path):
+    return [source.ids[index]]
+  stat = os.stat(path)
+  return [source.ids[index], stat.st_size, stat.st_mtime_ns]
+
+
+# What is learned from features, or read from them, and not in them.
+NOT_FEATURES = ("layer", "num_queries", "num_prototypes")
+# How the encoder is trained or laid out in memory.
+NOT_VALUES = ("drop_path", "remat", "scan_unroll", "pos_layout")
