@@ -32,6 +32,7 @@ from audiomosaic_jax import (
   metric_writer,
   mixup,
   predict,
+  preemption,
   results,
   scores,
   sharding,
@@ -188,7 +189,7 @@ def train(job: classifier_setup.Job) -> tuple[dict, int] | None:
   with (
     open_folder(folder, keep_last=saving.keep_last) as checkpoints,
     open_folder(job.workdir / "best", keep_last=1) as best,
-    checkpoint.PreemptionWatcher() as preemption,
+    preemption.PreemptionWatcher() as watcher,
     metric_writer.MetricWriter(
       job.workdir,
       total_steps=job.total_steps,
@@ -214,7 +215,7 @@ def train(job: classifier_setup.Job) -> tuple[dict, int] | None:
         check_finite(*pending)
       pending = (step, scalars)
       last = step == job.total_steps
-      stop = preemption.reached(step)
+      stop = watcher.reached(step)
       if last or stop or step % config.log_every == 0:
         values = scalars | {"lr": job.schedule(step - 1)}
         writer.write_scalars(step, jax.device_get(values))

@@ -17,6 +17,7 @@ from audiomosaic_jax import (
   metric_writer,
   optimizer,
   predict,
+  preemption,
   sharding,
   train_state,
 )
@@ -174,7 +175,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
   parts = tmp_path / "parts"
   with monkeypatch.context() as patch:
     patch.setattr(
-      checkpoint.PreemptionWatcher, "reached", lambda self, step: step == 3
+      preemption.PreemptionWatcher, "reached", lambda self, step: step == 3
     )
     job = tiny.job(tiny.fine_tuning(task, **changes), parts)
     assert finetune.train(job) is None
