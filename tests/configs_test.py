@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from audiomosaic_jax import (
+  augment_fbank,
   augment_waveform,
   experiment,
   features,
@@ -24,7 +25,7 @@ from audiomosaic_jax import (
 )
 from audiomosaic_jax.data import datasets, pipeline
 from audiomosaic_jax.models import audiomosaic, heads, vit
-from configs import common, evaluate, pretrain
+from configs import common, evaluate, finetune, pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = sorted(
@@ -371,7 +372,9 @@ def test_a_block_is_exactly_the_arguments_of_its_function(
       {"key", "waveform", "sample_rate_hz"},
     ),
     (
-      common.augment_fbank(),
+      common.augment_fbank().to_dict()
+      | finetune.get_config("dataset=esc50").augment_fbank.to_dict()
+      | finetune.get_config("dataset=esc50").augment_input.to_dict(),
       augment_fbank.AUGMENTATIONS,
       {"key", "fbank", "low_freq_hz", "high_freq_hz"},
     ),
