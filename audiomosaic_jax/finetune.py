@@ -9,6 +9,7 @@ computed once, kept on disk, and only the head is trained on them.
 done again.
 """
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -188,6 +189,7 @@ def train(job: classifier_setup.Job) -> tuple[dict, int] | None:
   with (
     open_folder(folder, keep_last=saving.keep_last) as checkpoints,
     open_folder(job.workdir / "best", keep_last=1) as best,
+    contextlib.closing(job.batches),
     checkpoint.PreemptionWatcher() as preemption,
     metric_writer.MetricWriter(
       job.workdir,
