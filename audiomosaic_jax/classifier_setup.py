@@ -88,18 +88,16 @@ def build_job(
   schedule = optimizer.make_schedule(
     **config.schedule, warmup_steps=warmup_steps, total_steps=total_steps
   )
-  settings = config.optimizer.to_dict()
-  if stored is not None:
-    settings["frozen"] = ()
+  frozen = config.optimizer.frozen if stored is None else ()
+  settings = config.optimizer.to_dict() | {"frozen": frozen}
   tx = optimizer.make_optimizer(
     variables["params"], schedule=schedule, **settings
   )
   everywhere = sharding.replicated(mesh)
-  split_rows = sharding.batch_sharded(mesh)
   step = jax.jit(
     make_step(model, tx, config, mesh),
     donate_argnums=0,
-    in_shardings=(everywhere, split_rows, everywhere),
+    in_shardings=(everywhere, sharding.batch_sharded(mesh), everywhere),
     out_shardings=everywhere,
   )
   # A copy, because the step donates its state.

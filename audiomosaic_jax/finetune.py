@@ -9,6 +9,7 @@ computed once, kept on disk, and only the head is trained on them.
 done again.
 """
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -189,6 +190,7 @@ def train(job: classifier_setup.Job) -> tuple[dict, int] | None:
   with (
     open_folder(folder, keep_last=saving.keep_last) as checkpoints,
     open_folder(job.workdir / "best", keep_last=1) as best,
+    contextlib.closing(job.batches),
     preemption.PreemptionWatcher() as watcher,
     metric_writer.MetricWriter(
       job.workdir,
@@ -278,10 +280,8 @@ def check_finite(step: int, scalars: dict[str, jax.Array]) -> None:
   """Raises RuntimeError if the loss or the gradient is not finite."""
   for name, value in jax.device_get(scalars).items():
     if not math.isfinite(value):
-      raise RuntimeError(
-        f"{name} is {value} at step {step}; lower schedule.base_lr or set "
-        "optimizer.grad_clip_norm"
-      )
+      advice = "lower schedule.base_lr or set optimizer.grad_clip_norm"
+      raise RuntimeError(f"{name} is {value} at step {step}; {advice}")
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

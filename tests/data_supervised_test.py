@@ -127,7 +127,7 @@ def test_a_clip_without_a_class_folder_is_an_error(tmp_path):
   [
     ("path,class,split\n", "line 1: no column 'label'"),
     ("path,label,split\n0.wav,,train\n", "line 2: column 'label' is empty"),
-    ("path,label,split\n0.wav,a,train\n", "no row has split='valid'"),
+    ("path,label,split\n0.wav,a,train\n", "no row has split='test'"),
   ],
 )
 def test_a_wrong_table_is_an_error_of_its_line(text, message, tmp_path):

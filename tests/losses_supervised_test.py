@@ -47,7 +47,7 @@ def test_sigmoid_loss_is_the_mean_binary_cross_entropy():
     losses.sigmoid_cross_entropy(
       LOGITS, targets, class_weights=weights, label_smoothing=0.0
     ),
-    (bce * weights).mean(),
+    (bce * jnp.array(weights)).mean(),
     rtol=1e-5,
   )
 

@@ -16,7 +16,7 @@ import ml_collections
 import pytest
 
 from audiomosaic_jax import evaluate, experiment, main
-from configs import common, pretrain
+from configs import common, finetune, pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -163,7 +163,8 @@ def test_every_config_of_a_command_builds_and_has_the_overridden_fields(
 
 
 def test_every_override_in_the_text_is_a_field():
-  fields = flatten(pretrain.get_config())
+  fields = flatten(pretrain.get_config()).keys()
+  fields |= flatten(finetune.get_config("dataset=task")).keys()
   for name in re.findall(r"--config\.([\w.]+)", README):
     assert name in fields
 

@@ -86,9 +86,13 @@ def load_splits(
     _check_labels("all clips", pool)
     part = assign_parts(pool.label_sets, pool.groups, num_folds, seed)
     splits = Splits(
-      wrappers.SubsetSource(pool, np.flatnonzero(part != fold)),
+      wrappers.SubsetSource(pool, np.flatnonzero(part != fold).tolist()),
       None,
-      {"test": wrappers.SubsetSource(pool, np.flatnonzero(part == fold))},
+      {
+        "test": wrappers.SubsetSource(
+          pool, np.flatnonzero(part == fold).tolist()
+        )
+      },
     )
   else:
     names = [name.format(fold=fold + 1) for name in test]
@@ -159,8 +163,8 @@ def _hold_out(splits: Splits, fraction: float, seed: int) -> Splits:
   num_parts = round(1 / fraction)
   part = assign_parts(train.label_sets, train.groups, num_parts, seed)
   return Splits(
-    wrappers.SubsetSource(train, np.flatnonzero(part != 0)),
-    wrappers.SubsetSource(train, np.flatnonzero(part == 0)),
+    wrappers.SubsetSource(train, np.flatnonzero(part != 0).tolist()),
+    wrappers.SubsetSource(train, np.flatnonzero(part == 0).tolist()),
     splits.tests,
   )
 
