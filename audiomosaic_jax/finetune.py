@@ -167,7 +167,7 @@ def make_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
 def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
   """Returns float32 [B, C] of class indices [B]; rows [B, C] pass through."""
   if labels.ndim == 2:
-    return labels.astype(jnp.float32)
+    return labels.astype(np.float32)
   return jax.nn.one_hot(labels, num_classes)
 
 
