@@ -282,7 +282,7 @@ def test_every_iterator_is_closed_after_a_rollback_too(
   monkeypatch.setattr(pipeline, "train_iterator", open_one)
   monkeypatch.setattr(pipeline.TrainIterator, "close", close_one)
   fail_at(monkeypatch, bad_step=2, times=1)
-  assert pretrain.train(tiny_config(), 0, tmp_path)
+  assert pretrain.train(tiny_config(), 0, tmp_path, None)
   assert len(opened) == 2
   assert closed == opened
 
