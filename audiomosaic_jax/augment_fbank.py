@@ -3,7 +3,8 @@
 Every function takes (key, fbank [B, T, F] of natural-log energies, before
 standardisation) and returns the same shape; each example draws for itself.
 What costs Fourier transforms on a waveform is here a small matrix product: on
-a CPU a pitch shift of a spectrogram takes a fiftieth of one of a waveform.
+two CPU cores 64 clips of 1.3 s took 9 ms to move in pitch and tempo, and 136 ms
+to be shifted in pitch alone as waveforms.
 """
 
 from collections.abc import Callable, Sequence

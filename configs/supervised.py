@@ -201,7 +201,7 @@ def set_head(config: ConfigDict, head: str) -> None:
     # The values of the published back end.
     "aasist": {
       "width": 128,
-      "filters": (32, 64),
+      "filters": (32, 32, 64, 64, 64, 64),
       "graph_width": 64,
       "branch_width": 32,
       "pool_ratio": 0.5,

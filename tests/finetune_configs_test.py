@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 import tiny_supervised as tiny
 from fake_datasets import FAKES
+from models_heads_test import AASIST
 
-from audiomosaic_jax import (
-  classifier_setup,
-  encoder_source,
-  optimizer,
-)
-from audiomosaic_jax import (
-  finetune as loop,
-)
+from audiomosaic_jax import classifier_setup, encoder_source, optimizer
+from audiomosaic_jax import finetune as loop
 from configs import finetune, linear_eval, supervised
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -121,6 +116,12 @@ def test_released_takes_the_best_epoch_on_the_test_set():
     assert config.init.positions.layout == "released"
   config = finetune.get_config("dataset=envsdd_ata,head=aasist,parity=released")
   assert config.masking.mode == "time_freq" and config.masking.ratio == (0, 0)
+
+
+def test_aasist_has_the_published_back_end():
+  config = finetune.get_config("dataset=envsdd_ata,head=aasist,variant=base")
+  settings = {name: config.model[name] for name in AASIST}
+  assert settings == AASIST
 
 
 def test_the_learning_rate_follows_the_batch():
