@@ -22,7 +22,7 @@ from audiomosaic_jax import (
 )
 from audiomosaic_jax.data import pipeline, rows, sampling, supervised
 from audiomosaic_jax.data.sources import Source
-from audiomosaic_jax.models import heads
+from audiomosaic_jax.models import heads, readout
 
 ConfigDict = ml_collections.ConfigDict
 Features = dict[str, predict.Windows]
@@ -172,7 +172,7 @@ def can_cache(
     or config.data.pipeline.crop != "start"
     or config.data.sampling.balanced
   )
-  has_readout = hasattr(type(model), "readout")
+  has_readout = isinstance(model, readout.ProbeableHead)
   if augmented or not config.model.freeze_encoder or not has_readout:
     return False
   needed = sum(

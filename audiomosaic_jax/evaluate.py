@@ -25,6 +25,7 @@ from audiomosaic_jax import (
   experiment,
   features,
   metrics,
+  predict,
   sharding,
   tables,
 )
@@ -65,29 +66,15 @@ def load_task(name: str, config: ConfigDict) -> Task:
       columns path, label and split (train, valid, test).
     config: the encoder's experiment; `data.pipeline` gives the window.
   """
-  rate = config.fbank.sample_rate_hz
-  if name == "demo":
-    sources = {
-      split: datasets.make_dataset(
-        "demo", f"instruments_{split}", sample_rate_hz=rate
-      )
-      for split in SPLITS
-    }
-  else:
-    sources = {
-      split: datasets.make_dataset(
-        "csv",
-        split,
-        data_dir=pathlib.Path(name) / "labels.csv",
-        root=None,
-        path_column="path",
-        label_column="label",
-        split_column="split",
-        class_names=None,
-        sample_rate_hz=rate,
-      )
-      for split in SPLITS
-    }
+  sources = {
+    split: datasets.make_dataset(
+      "task",
+      split,
+      data_dir=name,
+      sample_rate_hz=config.fbank.sample_rate_hz,
+    )
+    for split in SPLITS
+  }
   window = config.data.pipeline.clip_samples
   batches = {
     split: list(
@@ -119,10 +106,7 @@ def make_embed_fn(model, config: ConfigDict) -> Callable:
   """
   mesh = sharding.make_mesh(jax.local_devices())
   rows = sharding.batch_sharded(mesh)
-
-  def spectrogram(waveform):
-    fbank = features.log_mel_fbank(waveform, **config.fbank)
-    return features.standardize(fbank, **config.spectrogram)
+  spectrogram = predict.spectrogram_fn(config)
 
   @jax.jit
   def embed(variables, pcm):
@@ -152,13 +136,11 @@ def embed_task(
     outputs = embed(variables, [batch["waveform"] for batch in batches])
     valid = np.concatenate([batch["valid"] for batch in batches])
     clips = np.concatenate([batch["clip"] for batch in batches])[valid]
-    counts = np.bincount(clips, minlength=len(task.labels[split]))
     for name in READOUTS:
       rows = np.concatenate([output[name] for output in outputs])[valid]
-      total = np.zeros((len(counts), rows.shape[1]), np.float64)
-      np.add.at(total, clips, rows)
-      means = (total / counts[:, None]).astype(np.float32)
-      embeddings[name][split] = means
+      windows = predict.Windows(rows, clips)
+      means, _ = predict.clip_means(windows, len(task.labels[split]))
+      embeddings[name][split] = means.astype(np.float32)
   return embeddings
 
 

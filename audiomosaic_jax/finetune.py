@@ -262,7 +262,7 @@ def select(
     name = next(iter(job.splits.tests))
   clips = job.clips[name]
   windows = job.logits_of(state.variables, clips)
-  evaluation = predict.evaluation(windows, job.splits.named()[name])
+  evaluation, _ = predict.evaluation(windows, job.splits.named()[name])
   value = scores.METRICS[metric](evaluation, np.ones(len(evaluation.labels)))
   writer.write_scalars(step, {metric: value})
   sign = -1 if metric in scores.LOWER_IS_BETTER else 1

@@ -49,13 +49,15 @@ def clip_means(windows: Windows, num_clips: int) -> tuple[np.ndarray, ...]:
   return total[found] / counts[found].reshape(shape), found
 
 
-def evaluation(windows: Windows, source: Source) -> scores.Evaluation:
-  """Returns the mean logits of clips and their labels, ready to be measured."""
+def evaluation(
+  windows: Windows, source: Source
+) -> tuple[scores.Evaluation, np.ndarray]:
+  """Returns (mean logits of clips and their labels, indices of the clips)."""
   logits, found = clip_means(windows, len(source))
   labels = source.labels[found]
   if labels.ndim == 1:
     labels = np.eye(len(source.class_names))[labels]
-  return scores.Evaluation(logits, labels.astype(np.float64))
+  return scores.Evaluation(logits, labels.astype(np.float64)), found
 
 
 def spectrogram_fn(config: ConfigDict) -> Callable:

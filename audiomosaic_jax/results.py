@@ -108,8 +108,7 @@ def write_run(
   arrays, measured = {}, {}
   for name, windows in logits.items():
     source = splits.tests[name]
-    evaluation = predict.evaluation(windows, source)
-    _, found = predict.clip_means(windows, len(source))
+    evaluation, found = predict.evaluation(windows, source)
     arrays |= {
       f"{name}/logits": evaluation.scores.astype(np.float32),
       f"{name}/targets": evaluation.targets.astype(np.uint8),

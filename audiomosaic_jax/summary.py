@@ -129,14 +129,12 @@ def _plot_neighbours(
   """Shows test clips and their neighbours for the first seed's encoder."""
   variables = evaluate.load_variables(config, folders[config.seed])
   embed = evaluate.make_embed_fn(experiment.build_model(config), config)
-  embeddings = evaluate.embed_task(embed, variables, task, ("test",))["mean"][
-    "test"
-  ]
+  readouts = evaluate.embed_task(embed, variables, task, ("test",))
   labels = task.labels["test"]
   queries = np.unique(labels, return_index=True)[1][:NUM_QUERIES]
   return report.plot_neighbours(
     _spectrograms(config, _first_windows(task, "test")),
-    embeddings,
+    readouts["mean"]["test"],
     [task.class_names[label] for label in labels],
     queries=queries.tolist(),
     k=NUM_NEIGHBOURS,

@@ -150,7 +150,7 @@ def test_a_linear_probe_agrees_with_logistic_regression(tmp_path):
   job = tiny.job(config, tmp_path)
   variables, _ = finetune.train(job)
   logits = job.logits_of(variables, job.clips["test"])
-  ours = predict.evaluation(logits, job.splits.tests["test"])
+  ours, _ = predict.evaluation(logits, job.splits.tests["test"])
 
   def normed(windows):
     x = windows.rows.astype(np.float64)

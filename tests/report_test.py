@@ -130,6 +130,9 @@ def test_a_silent_spectrogram_can_be_drawn():
     frame_shift_ms=10.0,
   )
   figure.canvas.draw()
+  images = [image for axes in figure.axes for image in axes.images]
+  assert len(images) == 2
+  assert all(np.isfinite(image.get_clim()).all() for image in images)
 
 
 def test_the_table_shows_mean_and_sample_deviation():

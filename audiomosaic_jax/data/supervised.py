@@ -5,7 +5,7 @@ file, and where there is one the line, that has to be mended.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import soundfile
@@ -210,9 +210,8 @@ def check_lengths(source: Source, min_clip_ms: float) -> None:
   """
   if len(source) > MAX_LENGTHS_READ:
     return
-  length_ms = _length_reader(source)
   for index in range(len(source)):
-    length = length_ms(index)
+    length = _length_ms(source.path(index))
     if length is not None and length < min_clip_ms:
       raise ValueError(
         f"{_where(source, index)}: {source.ids[index]} lasts {length:.1f} ms, "
@@ -220,20 +219,15 @@ def check_lengths(source: Source, min_clip_ms: float) -> None:
       )
 
 
-def _length_reader(source: Source) -> Callable[[int], float | None]:
-  """Returns a function of the index to milliseconds, None if unknown."""
-
-  def read(index):
-    path = source.path(index)
-    if path is None:
-      return None
-    try:
-      info = soundfile.info(path)
-    except (soundfile.LibsndfileError, TypeError):
-      return None
-    return 1000 * info.frames / info.samplerate
-
-  return read
+def _length_ms(path: str | None) -> float | None:
+  """Returns the length of a file, None if it is unknown."""
+  if path is None:
+    return None
+  try:
+    info = soundfile.info(path)
+  except (soundfile.LibsndfileError, TypeError):
+    return None
+  return 1000 * info.frames / info.samplerate
 
 
 def _where(source: Source, index: int) -> str:

@@ -19,6 +19,7 @@ from audiomosaic_jax.models import aasist, probes
 from audiomosaic_jax.models.batch_norm import BatchNorm
 from audiomosaic_jax.models.readout import (
   POOLINGS,
+  ProbeableHead,
   check_pooling,
   classify,
   encode,
@@ -77,7 +78,7 @@ class Projector(nn.Module):
     )
 
 
-class Classifier(nn.Module):
+class Classifier(ProbeableHead):
   """Classifies the pooled tokens: fine-tuning and, frozen, the linear probe.
 
     logits = W norm(pool(ViT(fbank, keep_ids))) + b
@@ -100,28 +101,6 @@ class Classifier(nn.Module):
   pooling: str
   freeze_encoder: bool
 
-  def __call__(
-    self,
-    fbank: Float[Array, "B T F"],
-    keep_ids: Int[Array, "B K"] | None,
-    *,
-    train: bool,
-  ) -> Float[Array, "B C"]:
-    """Classifies a batch.
-
-    Args:
-      fbank: standardised log-mel spectrograms.
-      keep_ids: ids of the tokens that the encoder sees, or None for all.
-      train: stochastic depth on; needs the rng collection "drop_path".
-
-    Returns:
-      Logits.
-
-    Raises:
-      ValueError: if the pooling is unknown or lacks its class token.
-    """
-    return self.readout(self.features(fbank, keep_ids, train=train))
-
   def features(
     self,
     fbank: Float[Array, "B T F"],
@@ -129,7 +108,11 @@ class Classifier(nn.Module):
     *,
     train: bool,
   ) -> Float[Array, "B E"]:
-    """Returns the pooled tokens; arguments as of `__call__`."""
+    """Returns the pooled tokens; arguments as of `__call__`.
+
+    Raises:
+      ValueError: if the pooling is unknown or lacks its class token.
+    """
     check_pooling(self.pooling, self.encoder)
     tokens = encode(
       self.encoder,

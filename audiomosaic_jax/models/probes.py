@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from audiomosaic_jax.models.readout import (
   POOLINGS,
   TORCH_INIT,
+  ProbeableHead,
   check_pooling,
   classify,
   encode,
@@ -27,7 +28,7 @@ PLAIN = {
 }
 
 
-class LayerProbe(nn.Module):
+class LayerProbe(ProbeableHead):
   """Classifies the pooled output of one block.
 
     logits = W norm(pool(x_layer)) + b
@@ -48,20 +49,6 @@ class LayerProbe(nn.Module):
   layer: int
   freeze_encoder: bool
 
-  def __call__(
-    self,
-    fbank: Float[Array, "B T F"],
-    keep_ids: Int[Array, "B K"] | None,
-    *,
-    train: bool,
-  ) -> Float[Array, "B C"]:
-    """Classifies a batch; arguments and result as of `heads.Classifier`.
-
-    Raises:
-      ValueError: if there is no such block, or the pooling is unknown.
-    """
-    return self.readout(self.features(fbank, keep_ids, train=train))
-
   def features(
     self,
     fbank: Float[Array, "B T F"],
@@ -71,19 +58,23 @@ class LayerProbe(nn.Module):
   ) -> Float[Array, "B depth E"]:
     """Returns the pooled output of every block, whichever is probed."""
     check_pooling(self.pooling, self.encoder)
-    _, layers = encode(
+    layers = block_outputs(
       self.encoder,
       fbank,
       keep_ids,
       train=train,
       freeze=self.freeze_encoder,
-      return_layers=True,
+      parity="paper",
     )
     return jax.vmap(POOLINGS[self.pooling], out_axes=1)(layers)
 
   @nn.compact
   def readout(self, features: Float[Array, "B depth E"]) -> Float[Array, "B C"]:
-    """Returns the logits of pooled block outputs."""
+    """Returns the logits of pooled block outputs.
+
+    Raises:
+      ValueError: if there is no such block.
+    """
     if not 0 <= self.layer < self.encoder.depth:
       raise ValueError(
         f"layer {self.layer} is not a block of an encoder of depth "
@@ -93,7 +84,7 @@ class LayerProbe(nn.Module):
     return classify(pooled, self.num_classes, self.encoder.norm)
 
 
-class WeightedSumProbe(nn.Module):
+class WeightedSumProbe(ProbeableHead):
   """Classifies a learned mixture of the outputs of all blocks.
 
     a = softmax(w)                     one weight per layer, equal at first
@@ -115,20 +106,6 @@ class WeightedSumProbe(nn.Module):
   pooling: str
   parity: str
   freeze_encoder: bool
-
-  def __call__(
-    self,
-    fbank: Float[Array, "B T F"],
-    keep_ids: Int[Array, "B K"] | None,
-    *,
-    train: bool,
-  ) -> Float[Array, "B C"]:
-    """Classifies a batch; arguments and result as of `heads.Classifier`.
-
-    Raises:
-      ValueError: if the pooling or the parity is unknown.
-    """
-    return self.readout(self.features(fbank, keep_ids, train=train))
 
   def features(
     self,
@@ -182,7 +159,7 @@ class LayerScales(nn.Module):
     return x
 
 
-class AttentiveProbe(nn.Module):
+class AttentiveProbe(ProbeableHead):
   """Classifies what learned queries gather from the outputs of all blocks.
 
     p_l = pool(norm_l(x_l))            a norm of its own for every layer
@@ -206,21 +183,6 @@ class AttentiveProbe(nn.Module):
   num_queries: int
   parity: str
   freeze_encoder: bool
-
-  def __call__(
-    self,
-    fbank: Float[Array, "B T F"],
-    keep_ids: Int[Array, "B K"] | None,
-    *,
-    train: bool,
-  ) -> Float[Array, "B C"]:
-    """Classifies a batch; arguments and result as of `heads.Classifier`.
-
-    Raises:
-      ValueError: if the pooling or the parity is unknown, or if num_queries
-        does not divide the pooled width.
-    """
-    return self.readout(self.features(fbank, keep_ids, train=train))
 
   def features(
     self,
@@ -250,7 +212,11 @@ class AttentiveProbe(nn.Module):
 
   @nn.compact
   def readout(self, features: Float[Array, "B L E"]) -> Float[Array, "B C"]:
-    """Returns the logits of normed and pooled layers."""
+    """Returns the logits of normed and pooled layers.
+
+    Raises:
+      ValueError: if num_queries does not divide the pooled width.
+    """
     norms = LayerScales(
       width=self.encoder.width,
       use_bias=self.encoder.norm == "layernorm",
@@ -283,7 +249,7 @@ class AttentiveProbe(nn.Module):
     return jnp.einsum("bhl,blhd->bhd", weights, value).reshape(-1, width)
 
 
-class PrototypeProbe(nn.Module):
+class PrototypeProbe(ProbeableHead):
   """Scores every class by the patches that look most like its prototypes.
 
     s_cj = max over n of  cos(norm(x_n), p_cj)     patches n, prototypes j
@@ -310,16 +276,6 @@ class PrototypeProbe(nn.Module):
   num_classes: int
   num_prototypes: int
   freeze_encoder: bool
-
-  def __call__(
-    self,
-    fbank: Float[Array, "B T F"],
-    keep_ids: Int[Array, "B K"] | None,
-    *,
-    train: bool,
-  ) -> Float[Array, "B C"]:
-    """Classifies a batch; arguments and result as of `heads.Classifier`."""
-    return self.readout(self.features(fbank, keep_ids, train=train))
 
   def features(
     self,

@@ -43,6 +43,37 @@ def encode(
   return jax.lax.stop_gradient(out) if freeze else out
 
 
+class ProbeableHead(nn.Module):
+  """A head whose learned part, `readout`, takes features of the encoder.
+
+  Subclasses define `features(fbank, keep_ids, train)`, what the encoder gives,
+  and `readout(features)`, the logits. A probe of a frozen encoder can so train
+  on features that were computed once.
+  """
+
+  def __call__(
+    self,
+    fbank: Float[Array, "B T F"],
+    keep_ids: Int[Array, "B K"] | None,
+    *,
+    train: bool,
+  ) -> Float[Array, "B C"]:
+    """Classifies a batch.
+
+    Args:
+      fbank: standardised log-mel spectrograms.
+      keep_ids: ids of the tokens that the encoder sees, or None for all.
+      train: stochastic depth on; needs the rng collection "drop_path".
+
+    Returns:
+      Logits.
+
+    Raises:
+      ValueError: if an attribute of the head has no such value.
+    """
+    return self.readout(self.features(fbank, keep_ids, train=train))
+
+
 def check_pooling(pooling: str, encoder: ViT) -> None:
   """Raises ValueError if the pooling is unknown or lacks its class token."""
   if pooling not in POOLINGS:
