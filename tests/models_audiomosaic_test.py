@@ -3,31 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tiny_vit import TINY_VIT
 
 from audiomosaic_jax import losses
 from audiomosaic_jax.models import audiomosaic
 from configs import common
 
-ENCODER = {
-  "patch_size": 16,
-  "width": 32,
-  "depth": 2,
-  "num_heads": 4,
-  "mlp_ratio": 2.0,
-  "drop_path": 0.1,
-  "norm": "layernorm",
-  "activation": "gelu",
-  "qk_norm": False,
-  "qkv_bias": True,
-  "proj_bias": True,
-  "pos_embed": "learnable",
-  "pos_layout": "paper",
-  "class_token": True,
-  "final_norm": False,
-  "remat": "dots",
-  "scan_unroll": 1,
-  "dtype": "float32",
-}
+ENCODER = TINY_VIT | {"drop_path": 0.1, "remat": "dots"}
 SETTINGS = {
   "grid": (4, 2),
   "encoder": ENCODER,

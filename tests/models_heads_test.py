@@ -5,31 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tiny_vit import TINY_VIT
 
 from audiomosaic_jax import import_torch, masking
 from audiomosaic_jax.models import heads
 from audiomosaic_jax.models.readout import POOLINGS
 
-ENCODER = {
-  "patch_size": 16,
-  "width": 32,
-  "depth": 2,
-  "num_heads": 4,
-  "mlp_ratio": 2.0,
-  "drop_path": 0.0,
-  "norm": "layernorm",
-  "activation": "gelu",
-  "qk_norm": False,
-  "qkv_bias": True,
-  "proj_bias": True,
-  "pos_embed": "learnable",
-  "pos_layout": "paper",
-  "class_token": True,
-  "final_norm": False,
-  "remat": "none",
-  "scan_unroll": 1,
-  "dtype": "float32",
-}
 AASIST = {
   "width": 128,
   "filters": (32, 32, 64, 64, 64, 64),
@@ -73,7 +54,7 @@ FBANK = jnp.asarray(
 def build(head, *, encoder=None, **changes):
   settings = {"grid": GRID, "num_classes": 5, "freeze_encoder": False}
   settings |= SETTINGS[head] | changes
-  return heads.build(head=head, encoder=ENCODER | (encoder or {}), **settings)
+  return heads.build(head=head, encoder=TINY_VIT | (encoder or {}), **settings)
 
 
 def shapes_of(model, fbank):
@@ -122,7 +103,7 @@ def golden_model(z, case):
   model = heads.build(
     head=head,
     grid=masking.grid_shape(*config["spec_size"], 16),
-    encoder=ENCODER
+    encoder=TINY_VIT
     | {
       "width": config["embed_dim"],
       "depth": config["depth"],
@@ -338,4 +319,4 @@ def test_errors_name_both_values_and_the_fix(head, changes, message):
 
 def test_an_unknown_head_is_refused_by_name():
   with pytest.raises(ValueError, match=r"head 'knn' is unknown.*'aasist'"):
-    heads.build(head="knn", grid=GRID, encoder=ENCODER)
+    heads.build(head="knn", grid=GRID, encoder=TINY_VIT)

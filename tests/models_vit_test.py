@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tiny_vit import TINY_VIT
 
 from audiomosaic_jax import import_torch, masking
 from audiomosaic_jax.models import vit
@@ -13,27 +14,7 @@ from configs import common
 ENCODERS = ("encoder_a", "encoder_b", "encoder_c", "encoder_d")
 # The reference's own rounding is 1e-6 to 3e-6; wrong GELU or eps gives 8e-5.
 ATOL = 2e-5
-SMALL = {
-  "grid": (4, 2),
-  "patch_size": 16,
-  "width": 32,
-  "depth": 3,
-  "num_heads": 4,
-  "mlp_ratio": 2.0,
-  "drop_path": 0.0,
-  "norm": "layernorm",
-  "activation": "gelu",
-  "qk_norm": False,
-  "qkv_bias": True,
-  "proj_bias": True,
-  "pos_embed": "learnable",
-  "pos_layout": "paper",
-  "class_token": True,
-  "final_norm": True,
-  "remat": "none",
-  "scan_unroll": 1,
-  "dtype": "float32",
-}
+SMALL = TINY_VIT | {"grid": (4, 2), "depth": 3, "final_norm": True}
 FBANK = jnp.asarray(
   np.random.default_rng(0).normal(size=(8, 64, 32)), jnp.float32
 )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_vit import TINY_VIT
 
 from audiomosaic_jax import optimizer
 from audiomosaic_jax.models import audiomosaic
@@ -200,25 +201,11 @@ def test_weight_decay_touches_the_same_tensors_as_the_reference(groups, config):
 
 
 def test_the_reference_names_above_are_all_parameters_of_the_model(groups):
-  encoder = {
+  encoder = TINY_VIT | {
     "patch_size": 4,
     "width": 8,
     "depth": DEPTH,
     "num_heads": 2,
-    "mlp_ratio": 2.0,
-    "drop_path": 0.0,
-    "norm": "layernorm",
-    "activation": "gelu",
-    "qk_norm": False,
-    "qkv_bias": True,
-    "proj_bias": True,
-    "pos_embed": "learnable",
-    "pos_layout": "paper",
-    "class_token": True,
-    "final_norm": False,
-    "remat": "none",
-    "scan_unroll": 1,
-    "dtype": "float32",
   }
   model = audiomosaic.build(
     grid=(2, 2),

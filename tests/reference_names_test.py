@@ -8,18 +8,18 @@ import pytest
 from models_heads_test import (
   AASIST,
   CASES,
-  ENCODER,
   golden_model,
   shapes_of,
   state_of,
 )
+from tiny_vit import TINY_VIT
 
 from audiomosaic_jax import import_torch, reference_names
 from audiomosaic_jax.models import heads
 from configs import common
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-FULL_SIZE = ENCODER | {"mlp_ratio": 4.0, **common.VIT_SIZES["base"]}
+FULL_SIZE = TINY_VIT | {"mlp_ratio": 4.0, **common.VIT_SIZES["base"]}
 MEAN = {"pooling": "mean"}
 RELEASED = {"parity": "released", **MEAN}
 # Published experiment -> head, classes, settings.
