@@ -24,10 +24,12 @@ DEPENDENCIES = [
   "orbax-checkpoint>=0.12.8",
   "safetensors>=0.8",
   "scikit-learn>=1.5",
+  "scipy>=1.13",
   "soundfile>=0.13",
   "soxr>=0.5",
   "tensorboardX>=2.6",
   "tensorflow-datasets>=4.9.10",
+  "threadpoolctl>=3.5",
   "tqdm>=4.66",
 ]
 

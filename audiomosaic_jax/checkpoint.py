@@ -18,6 +18,7 @@ worker *processes*; for those its own saved state is used, which needs the same
 number of hosts and workers.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -264,6 +265,23 @@ def load_meta(directory: epath.PathLike) -> dict[str, Any]:
   path = _step_folder(_absolute(directory))
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
     return reader.restore(path / "meta", args=ocp.args.JsonRestore())
+
+
+def identity(directory: epath.PathLike) -> str:
+  """Returns what tells a saved state from others, such as "1000@17955838122".
+
+  Args:
+    directory: as of `load_params`.
+
+  Returns:
+    Its step, and when it was written; a copy of the folder keeps both.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint at `directory`.
+  """
+  path = _step_folder(_absolute(directory))
+  about = json.loads((path / "_CHECKPOINT_METADATA").read_text())
+  return f"{path.name}@{about['commit_timestamp_nsecs']}"
 
 
 def _absolute(directory: epath.PathLike) -> epath.Path:

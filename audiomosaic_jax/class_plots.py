@@ -1,4 +1,4 @@
-"""Pictures of classifiers: confusion, scores per class, scores per layer."""
+"""Pictures of classifiers: confusion, scores of classes and layers, trust."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from sklearn import calibration
 
 from audiomosaic_jax.report import BLUE, GREY, INK
 
@@ -77,7 +78,7 @@ def plot_layers(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
   """Shows a score of the probe of every layer, with its interval.
 
   Args:
-    rows: of `results.write_summary`, one per layer and split.
+    rows: of `comparison.write_summary`, one per layer and split.
     metric: which of their metrics.
   """
   figure = Figure(figsize=(7.2, 4.0), layout="constrained")
@@ -96,4 +97,65 @@ def plot_layers(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
   ax.spines[["top", "right"]].set_visible(False)
   ax.spines[["left", "bottom"]].set_color(GREY)
   ax.legend(frameon=False)
+  return figure
+
+
+def plot_reliability(
+  confidence: Float[np.ndarray, " N"],
+  correct: Float[np.ndarray, " N"],
+  num_bins: int = 10,
+) -> Figure:
+  """Shows how often a guess is right against how sure it is.
+
+  Args:
+    confidence: probability of each guess.
+    correct: 1 where the guess is right, else 0.
+    num_bins: bins of equally many guesses each.
+  """
+  shares, means = calibration.calibration_curve(
+    correct, confidence, n_bins=num_bins, strategy="quantile"
+  )
+  figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+  ax = figure.subplots()
+  ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+  ax.plot(means, shares, color=BLUE, marker="o")
+  ax.set(xlim=(0, 1), ylim=(0, 1))
+  ax.set_xlabel("probability of the guess", color=INK)
+  ax.set_ylabel("share of right guesses", color=INK)
+  gap = confidence.mean() - correct.mean()
+  words = "too sure" if gap > 0 else "not sure enough"
+  ax.set_title(f"on average {100 * abs(gap):.1f} points {words}", fontsize=10)
+  ax.spines[["top", "right"]].set_visible(False)
+  return figure
+
+
+def plot_degradations(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
+  """Shows a score of degraded clips, one series of points per classifier.
+
+  Args:
+    rows: of `robustness.write`, of one split.
+    metric: which of their metrics.
+  """
+  names = list(dict.fromkeys(row["degradation"] for row in rows))
+  methods = list(dict.fromkeys(row["method"] for row in rows))
+  height = 1.4 + (0.22 + 0.1 * len(methods)) * len(names)
+  figure = Figure(figsize=(7.2, height), layout="constrained")
+  ax = figure.subplots()
+  for index, method in enumerate(methods):
+    values = {
+      r["degradation"]: r["metrics"][metric]
+      for r in rows
+      if r["method"] == method
+    }
+    place = np.arange(len(names)) + 0.14 * (index - (len(methods) - 1) / 2)
+    means = [values[name]["mean"] for name in names]
+    ax.plot(means, place, "o", markersize=5, label=method)
+    if all("low" in value for value in values.values()):
+      ends = [[values[name][end] for name in names] for end in ("low", "high")]
+      ax.hlines(place, *ends, color=ax.lines[-1].get_color(), linewidth=1.2)
+  ax.set_yticks(range(len(names)), names, fontsize=9)
+  ax.invert_yaxis()
+  ax.set_xlabel(metric, color=INK)
+  ax.spines[["top", "right"]].set_visible(False)
+  ax.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
   return figure

@@ -20,7 +20,13 @@ from audiomosaic_jax import (
   sharding,
   train_state,
 )
-from audiomosaic_jax.data import pipeline, rows, sampling, supervised
+from audiomosaic_jax.data import (
+  datasets,
+  pipeline,
+  rows,
+  sampling,
+  supervised,
+)
 from audiomosaic_jax.data.sources import Source
 from audiomosaic_jax.models import heads, readout
 
@@ -33,7 +39,8 @@ class Job:
   """One run of the loop: an encoder, a head, the clips of a fold, a seed.
 
   `logits_of(variables, clips[split])` are the logits of a split, whether its
-  clips are decoded each time or are features in memory.
+  clips are decoded each time or are features in memory. Its checkpoints hold
+  "all" of the classifier, or the "head" if the features are stored.
   """
 
   config: ConfigDict
@@ -49,6 +56,7 @@ class Job:
   schedule: Callable
   clips: dict[str, Any]
   logits_of: Callable
+  saved: str
 
 
 def build_job(
@@ -81,8 +89,7 @@ def build_job(
   stored = None
   if can_cache(config, model, variables["params"], splits):
     stored = compute_features(model, variables, splits, config, cache)
-    head = without_encoder(variables["params"])
-    variables = {"params": head}
+    variables = {"params": without_encoder(variables["params"])}
   batches, num_clips = make_batches(config, splits.train, stored, seed)
   total_steps, warmup_steps = experiment.count_steps(config, num_clips)
   schedule = optimizer.make_schedule(
@@ -124,6 +131,36 @@ def build_job(
     schedule=schedule,
     clips=splits.named() if stored is None else stored,
     logits_of=logits_of,
+    saved="all" if stored is None else "head",
+  )
+
+
+def load_splits(
+  config: ConfigDict, workdir: pathlib.Path, fold: int
+) -> supervised.Splits:
+  """Reads the splits of a fold, tolerant of a few clips that do not decode."""
+  splits = supervised.load_splits(
+    config.data.source.to_dict(),
+    **config.data.splits,
+    fold=fold,
+    num_folds=config.folds,
+    seed=config.seed,
+    sample_rate_hz=config.fbank.sample_rate_hz,
+    min_clip_ms=config.fbank.frame_length_ms,
+  )
+  if config.evaluation.selection == "valid" and splits.valid is None:
+    raise ValueError(
+      "evaluation.selection is 'valid' but data.splits.valid is ''; name a "
+      "split, set data.splits.valid_fraction=0.1, or select 'last'"
+    )
+
+  def guard(name, clips):
+    path = workdir / f"bad_clips_{name}.jsonl"
+    return datasets.guard(clips, **config.data.guard, report_path=path)
+
+  guarded = {name: guard(name, clips) for name, clips in splits.named().items()}
+  return supervised.Splits(
+    guarded.pop("train"), guarded.pop("valid", None), guarded
   )
 
 
@@ -156,6 +193,8 @@ def start_variables(
   variables = jax.jit(init)(jax.random.key(seed))
   abstract = jax.eval_shape(lambda: variables)["params"]
   learned = encoder_source.load(abstract, config, run, seed - config.seed)
+  # From the one device they were read to, to go to all.
+  learned = jax.device_get(learned)
   return variables | {"params": variables["params"] | learned}
 
 

@@ -83,6 +83,7 @@ def complete(config: ConfigDict, run: Run | None) -> list[str]:
       _assign(config, field, value)
       lines.append(f"config.{field}={value!r} (from {name})")
   if run is not None:
+    config.init.states = tuple(map(checkpoint.identity, run.folders))
     _check_sizes(config.model.encoder, run.config.model.encoder, name)
   return lines
 

@@ -140,7 +140,14 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     raise FileNotFoundError(
       f"{workdir} has no {CONFIG_FILE}; give the workdir of a pretraining run"
     )
-  return ConfigDict(json.loads(path.read_text()))
+  return ConfigDict(_with_tuples(json.loads(path.read_text())))
+
+
+def _with_tuples(tree: Any) -> Any:
+  """Returns JSON with tuples for its lists, as configs are written."""
+  if isinstance(tree, dict):
+    return {name: _with_tuples(value) for name, value in tree.items()}
+  return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

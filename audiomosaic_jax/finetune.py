@@ -23,8 +23,10 @@ import optax
 from audiomosaic_jax import (
   augment_fbank,
   augment_waveform,
+  baseline,
   checkpoint,
   classifier_setup,
+  comparison,
   encoder_source,
   experiment,
   features,
@@ -39,7 +41,7 @@ from audiomosaic_jax import (
   sharding,
   train_state,
 )
-from audiomosaic_jax.data import datasets, supervised
+from audiomosaic_jax.data import supervised
 from audiomosaic_jax.models import heads
 
 ConfigDict = ml_collections.ConfigDict
@@ -298,20 +300,19 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   for difference in experiment.save_config(config, workdir):
     print(f"continuing with another config: {difference}", flush=True)
   cache = pathlib.Path(config.cache.folder or workdir / "features")
-  for fold in range(config.folds):
-    splits = None
-    for layer in results.layers(config):
-      for seed in range(config.seed, config.seed + config.num_seeds):
-        place = results.Place(layer, fold, seed)
-        folder = results.folder(config, workdir, place)
-        if results.is_finished(folder, config):
-          print(f"finished before: {folder}", flush=True)
-          continue
-        splits = splits or load_splits(config, workdir, fold)
-        if not run_one(config, source, splits, place, folder, cache):
-          return
+  places = [p for m in results.methods(config) for p in m.places(config)]
+  load = functools.lru_cache(1)(
+    functools.partial(classifier_setup.load_splits, config, workdir)
+  )
+  # Fold by fold, because each reads its clips.
+  for place in sorted(places, key=lambda place: place.fold):
+    folder = results.folder(config, workdir, place)
+    if results.is_finished(folder, config):
+      print(f"finished before: {folder}", flush=True)
+    elif not run_one(config, source, load(place.fold), place, folder, cache):
+      return
   if jax.process_index() == 0:
-    results.write_summary(config, workdir)
+    comparison.write_summary(config, workdir)
 
 
 def run_one(
@@ -324,6 +325,13 @@ def run_one(
 ) -> bool:
   """Trains and tests one classifier; False if it was stopped half-way."""
   print(f"training in {folder}", flush=True)
+  write = functools.partial(results.write_run, config, folder, place, splits)
+  if place.encoder == "log_mel":
+    logits = baseline.log_mel_logits(splits, config.fbank)
+    write(logits, step=0, saved="nothing")
+    return True
+  if place.encoder == "random":
+    source = None
   with_layer = config.copy_and_resolve_references()
   if place.layer is not None:
     with_layer.model.layer = place.layer
@@ -331,8 +339,7 @@ def run_one(
     logits = classifier_setup.neighbour_logits(
       with_layer, source, splits, place.seed, cache
     )
-    if jax.process_index() == 0:
-      results.write_run(config, folder, place, splits, logits, 0)
+    write(logits, step=0, saved="nothing")
     return True
   job = classifier_setup.build_job(
     with_layer, source, splits, place.seed, folder, cache, make_train_step
@@ -344,38 +351,8 @@ def run_one(
   logits = {
     name: job.logits_of(variables, job.clips[name]) for name in splits.tests
   }
-  if jax.process_index() == 0:
-    results.write_run(config, folder, place, splits, logits, step)
+  write(logits, step=step, saved=job.saved)
   return True
-
-
-def load_splits(
-  config: ConfigDict, workdir: pathlib.Path, fold: int
-) -> supervised.Splits:
-  """Reads the splits of a fold, tolerant of a few clips that do not decode."""
-  splits = supervised.load_splits(
-    config.data.source.to_dict(),
-    **config.data.splits,
-    fold=fold,
-    num_folds=config.folds,
-    seed=config.seed,
-    sample_rate_hz=config.fbank.sample_rate_hz,
-    min_clip_ms=config.fbank.frame_length_ms,
-  )
-  if config.evaluation.selection == "valid" and splits.valid is None:
-    raise ValueError(
-      "evaluation.selection is 'valid' but data.splits.valid is ''; name a "
-      "split, set data.splits.valid_fraction=0.1, or select 'last'"
-    )
-
-  def guard(name, clips):
-    path = workdir / f"bad_clips_{name}.jsonl"
-    return datasets.guard(clips, **config.data.guard, report_path=path)
-
-  guarded = {name: guard(name, clips) for name, clips in splits.named().items()}
-  return supervised.Splits(
-    guarded.pop("train"), guarded.pop("valid", None), guarded
-  )
 
 
 def check(config: ConfigDict) -> None:
@@ -384,6 +361,10 @@ def check(config: ConfigDict) -> None:
     "loss.name": (config.loss.name, losses.SUPERVISED),
     "evaluation.selection": (config.evaluation.selection, SELECTIONS),
     "model.head": (config.model.head, heads.HEADS),
+  }
+  known |= {
+    f"baselines[{i}]": (name, results.BASELINES)
+    for i, name in enumerate(config.baselines)
   }
   known |= {
     f"evaluation.metrics[{i}]": (name, scores.METRICS)

@@ -20,7 +20,7 @@ import optax
 
 from audiomosaic_jax import (
   checkpoint,
-  evaluate,
+  encoder_probe,
   experiment,
   features,
   losses,
@@ -164,7 +164,7 @@ def build_job(
   config: ConfigDict,
   seed: int,
   workdir: pathlib.Path,
-  task: evaluate.Task | None,
+  task: encoder_probe.Task | None,
 ) -> Job:
   """Sets up mesh, data, model, optimiser and the compiled step.
 
@@ -203,7 +203,7 @@ def build_job(
   )
   probe = None
   if task:
-    probe = evaluate.make_online_probe(model, config, task)
+    probe = encoder_probe.make_online_probe(model, config, task)
   return Job(
     config=config,
     seed=seed,
@@ -223,7 +223,7 @@ def train(
   config: ConfigDict,
   seed: int,
   workdir: pathlib.Path,
-  task: evaluate.Task | None,
+  task: encoder_probe.Task | None,
 ) -> bool:
   """Trains one encoder, continuing from the last checkpoint in `workdir`.
 
@@ -361,11 +361,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     print(f"resuming with another config: {difference}", flush=True)
   task = None
   if config.probe.task:
-    task = evaluate.load_task(config.probe.task, config)
+    task = encoder_probe.load_task(config.probe.task, config)
   for seed, folder in experiment.seed_folders(config, workdir).items():
     print(f"pretraining with seed {seed} in {folder}", flush=True)
     if not train(config, seed, folder, task):
       return
-  results = evaluate.compare(config, workdir, task) if task else None
+  results = encoder_probe.compare(config, workdir, task) if task else None
   if config.report:
     summary.write_pretraining_report(config, workdir, task, results)

@@ -184,19 +184,19 @@ def plot_neighbours(
 
 
 def write_report(
-  workdir: pathlib.Path,
+  page: pathlib.Path,
   *,
   title: str,
   figures: Mapping[str, Figure],
   tables: Sequence[Table],
   text: Sequence[str],
 ) -> pathlib.Path:
-  """Writes `workdir/report.html` and the pictures in `workdir/report/`.
+  """Writes a page, and its pictures in a folder of the same name beside it.
 
   The page needs no other file, and is replaced in one rename.
 
   Args:
-    workdir: the run's folder.
+    page: file of the page, such as `workdir / "report.html"`.
     title: heading of the page.
     figures: heading -> figure, in order; the heading also names the file.
     tables: shown above the figures.
@@ -205,7 +205,7 @@ def write_report(
   Returns:
     The page.
   """
-  folder = pathlib.Path(workdir) / "report"
+  folder = page.with_suffix("")
   folder.mkdir(parents=True, exist_ok=True)
   body = [f"<h1>{html.escape(title)}</h1>"]
   body += [f"<p>{html.escape(paragraph)}</p>" for paragraph in text]
@@ -221,10 +221,9 @@ def write_report(
       f'<img alt="{html.escape(heading)}" '
       f'src="data:image/png;base64,{data}"></figure>'
     )
-  page = _PAGE.format(title=html.escape(title), body="\n".join(body))
-  path = folder.with_suffix(".html")
-  _replace(path, page.encode())
-  return path
+  document = _PAGE.format(title=html.escape(title), body="\n".join(body))
+  _replace(page, document.encode())
+  return page
 
 
 _PAGE = """<!doctype html>

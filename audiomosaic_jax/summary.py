@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from audiomosaic_jax import (
-  evaluate,
+  encoder_probe,
   experiment,
   features,
   masking,
@@ -25,7 +25,7 @@ NUM_NEIGHBOURS = 5
 def write_pretraining_report(
   config: ConfigDict,
   workdir: pathlib.Path,
-  task: evaluate.Task | None,
+  task: encoder_probe.Task | None,
   results: Mapping[str, Mapping[str, Sequence[float]]] | None,
 ) -> None:
   """Writes report.html: curves, masks, neighbours and the probe table.
@@ -36,7 +36,7 @@ def write_pretraining_report(
     config: the experiment.
     workdir: the finished run.
     task: the labelled task of the run, or None.
-    results: of `evaluate.compare` for that task, or None without one.
+    results: of `encoder_probe.compare` for that task, or None without one.
   """
   folders = experiment.seed_folders(config, workdir)
   # Process 0 has the metrics of all.
@@ -58,7 +58,7 @@ def write_pretraining_report(
   }
   tables = []
   if task:
-    tables.append(evaluate.results_table(task.name, results))
+    tables.append(encoder_probe.results_table(task.name, results))
     figures["Probes of the frozen encoder"] = report.plot_probes(
       runs,
       metrics={"knn": "k-nearest neighbours", "ridge": "linear"},
@@ -70,7 +70,7 @@ def write_pretraining_report(
   if jax.process_index() != 0:
     return
   page = report.write_report(
-    workdir,
+    workdir / "report.html",
     title="AudioMosaic pretraining",
     figures=figures,
     tables=tables,
@@ -90,7 +90,7 @@ def _spectrograms(config: ConfigDict, pcm: np.ndarray) -> np.ndarray:
   return np.asarray(features.standardize(fbank, **cut))
 
 
-def _first_windows(task: evaluate.Task, split: str) -> np.ndarray:
+def _first_windows(task: encoder_probe.Task, split: str) -> np.ndarray:
   """Returns the first window [N, S] of every clip of a split."""
   batches = task.batches[split]
   pcm = np.concatenate([b["waveform"][b["valid"]] for b in batches])
@@ -98,7 +98,7 @@ def _first_windows(task: evaluate.Task, split: str) -> np.ndarray:
   return pcm[np.unique(clip, return_index=True)[1]]
 
 
-def _plot_masks(config: ConfigDict, task: evaluate.Task) -> Figure:
+def _plot_masks(config: ConfigDict, task: encoder_probe.Task) -> Figure:
   fbank = _spectrograms(config, _first_windows(task, "valid")[:1])[0]
   keys = jax.random.split(jax.random.key(config.seed), len(experiment.VIEWS))
   keep_ids = {}
@@ -124,12 +124,14 @@ def _plot_masks(config: ConfigDict, task: evaluate.Task) -> Figure:
 
 
 def _plot_neighbours(
-  config: ConfigDict, folders: Mapping[int, pathlib.Path], task: evaluate.Task
+  config: ConfigDict,
+  folders: Mapping[int, pathlib.Path],
+  task: encoder_probe.Task,
 ) -> Figure:
   """Shows test clips and their neighbours for the first seed's encoder."""
-  variables = evaluate.load_variables(config, folders[config.seed])
-  embed = evaluate.make_embed_fn(experiment.build_model(config), config)
-  readouts = evaluate.embed_task(embed, variables, task, ("test",))
+  variables = encoder_probe.load_variables(config, folders[config.seed])
+  embed = encoder_probe.make_embed_fn(experiment.build_model(config), config)
+  readouts = encoder_probe.embed_task(embed, variables, task, ("test",))
   labels = task.labels["test"]
   queries = np.unique(labels, return_index=True)[1][:NUM_QUERIES]
   return report.plot_neighbours(

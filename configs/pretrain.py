@@ -177,14 +177,15 @@ def demo(
     clip_samples=20_720, pad="repeat", num_threads=2, prefetch_size=8
   )
   config.spectrogram.num_frames = 128
-  config.augment_waveform.order = ("roll_and_scale",)
+  config.augment_waveform.order = ("roll_and_scale", "gain")
+  config.augment_waveform.gain.p = 1.0
   config.augment_fbank.order = ("pitch_and_tempo",)
-  # Recomputing is faster than memory traffic on a CPU.
-  config.model.encoder.update(drop_path=0.0, remat="full", dtype="float32")
+  config.model.encoder.update(drop_path=0.0, remat="none", dtype="float32")
   config.model.projector.hidden_features = 256
   config.schedule.base_lr = 2e-3
   config.checkpoint = {"save_every": 100, "keep_last": 2, "keep_every": 0}
   config.log_every = 10
+  config.runtime.keep_freed_memory = True
   config.probe = common.probe(task="demo", eval_every=100)
   # The first window of a note holds its onset.
   config.probe.max_windows = 1

@@ -88,6 +88,9 @@ def base(variant: str) -> ConfigDict:
       "init": {
         # Workdir of a pretraining run, or "" for a random encoder.
         "run": "",
+        # Filled in: the states of the run's seeds, so that results of others
+        # are not taken for theirs.
+        "states": (),
         # Start from the norm that pretraining has after its pooling, too.
         "fc_norm": True,
         # How positions are fitted to clips of another length: arguments of
@@ -145,6 +148,9 @@ def base(variant: str) -> ConfigDict:
       # Features of a frozen encoder, if nothing is augmented: kept in this
       # folder ("" is one in the workdir) up to so many bytes.
       "cache": {"folder": "", "limit_bytes": 8 * 2**30},
+      # Rows to beat: the same with a "random" encoder, and the statistics of
+      # "log_mel" frames.
+      "baselines": (),
       # What others report for the first metric, in percent.
       "published": (),
       "fallback": fallback(variant or "base"),
@@ -249,6 +255,7 @@ def own_clips(config: ConfigDict) -> None:
   config.evaluation.update(
     metrics=("balanced_accuracy", "accuracy"), selection="valid"
   )
+  config.baselines = ("random", "log_mel")
   if config.model.encoder.width is None:
     small = fallback("micro")
     small.spectrogram.num_frames = 128

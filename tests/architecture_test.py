@@ -138,7 +138,7 @@ def loops_do_not_import_loops(file: File) -> Iterator[Finding]:
   if file.path.removesuffix(".py").replace("/", ".") in loops:
     for line, name in imports(file):
       if within(name, *loops):
-        yield line, f"imports {name}; share code through evaluate or below"
+        yield line, f"imports {name}; share code through a module below"
 
 
 def nothing_imports_tensorflow(file: File) -> Iterator[Finding]:
@@ -304,13 +304,13 @@ EXAMPLES = [
     loops_do_not_import_loops,
     "audiomosaic_jax/finetune.py",
     "from audiomosaic_jax.pretrain import train",
-    "from audiomosaic_jax import evaluate",
+    "from audiomosaic_jax import encoder_probe",
   ),
   (
     loops_do_not_import_loops,
     "audiomosaic_jax/finetune.py",
     "from . import pretrain",
-    "from . import evaluate",
+    "from . import encoder_probe",
   ),
   (
     nothing_imports_tensorflow,

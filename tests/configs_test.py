@@ -261,7 +261,22 @@ def test_evaluation_refuses_an_unknown_argument():
 def test_evaluation_takes_a_folder_and_leaves_the_protocol_to_the_run():
   config = evaluate.get_config("tasks=some/folder")
   assert config.tasks == ("some/folder",)
-  assert set(config) == {"mode", "tasks", "runtime"}
+  assert set(config) == {"mode", "tasks", "classifier", "runtime"}
+
+
+@pytest.mark.parametrize(
+  ("argument", "name", "splits"),
+  [
+    ("", None, ()),
+    ("dataset=task", "task", ("test",)),
+    ("dataset=envsdd_ata", "envsdd", tuple(f"test0{i}" for i in range(1, 5))),
+    ("dataset=esc50", "esc50", tuple(f"fold{i}" for i in range(1, 6))),
+  ],
+)
+def test_evaluation_names_other_clips_to_test_on(argument, name, splits):
+  classifier = evaluate.get_config(argument).classifier
+  assert classifier.source.get("name") == name
+  assert classifier.splits == splits
 
 
 @pytest.mark.parametrize("field", PUBLISHED)

@@ -15,7 +15,8 @@ import sys
 import ml_collections
 import pytest
 
-from audiomosaic_jax import evaluate, experiment, main
+from audiomosaic_jax import encoder_probe, experiment, main
+from benchmarks import expected_hours
 from configs import common, finetune, pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -107,11 +108,45 @@ def test_the_table_of_the_demo_has_every_method_date_and_command():
   encoders = [
     f"{encoder} encoder, {readout}"
     for encoder in ("random", "pretrained")
-    for readout in evaluate.READOUTS.values()
+    for readout in encoder_probe.READOUTS.values()
   ]
   for row in ("log-mel mean and std", *encoders):
     assert f"| {row} |" in section
   assert re.search(r"`make demo` on\s.*20\d\d-\d\d-\d\d", section, re.DOTALL)
+
+
+def published_rows() -> list[list[str]]:
+  section = README.split("### Published numbers")[1].split("\n## ")[0]
+  lines = [line for line in section.splitlines() if line.startswith("| ")]
+  cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+  return cells[2:]
+
+
+@pytest.mark.parametrize("row", published_rows(), ids=lambda row: row[0])
+def test_published_numbers_are_those_of_the_configs(row):
+  name, _, value, config, hours = row
+  config = config.strip("`")
+  (timed,) = (r for r in expected_hours.EXPERIMENTS if r.config == config)
+  expected = expected_hours.hours(timed, peak_tflops=989.0, mfu=0.4)
+  assert float(hours) == pytest.approx(expected, rel=0.05, abs=0.006)
+  # EnvSDD's rows say for how many clips the hours are.
+  assert timed.name.split(",")[0] == name.split(",")[0]
+  numbers = [
+    line.split(": ") for line in build(f"configs/{config}").get("published", ())
+  ]
+  if config.startswith("pretrain"):
+    assert not value and not numbers
+    return
+  ours = {who: number for who, number in numbers if "AudioMosaic" in who}
+  for part, number in enumerate(value.split(" / "), 1):
+    of_a_split = f"AudioMosaic, test0{part}"
+    probe = re.search(r"probe=(\w+)", config)
+    of_a_probe = {"layer": "AudioMosaic, layer 10"}.get(
+      probe and probe[1], f"AudioMosaic, {probe and probe[1]}"
+    )
+    names = (of_a_split, of_a_probe, "AudioMosaic")
+    who = next(name for name in names if name in ours)
+    assert float(ours[who]) == float(number)
 
 
 def test_every_command_starts_a_known_program():

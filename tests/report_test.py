@@ -165,7 +165,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture
 def page(tmp_path):
   path = report.write_report(
-    tmp_path,
+    tmp_path / "report.html",
     title="<script>alert(1)</script>",
     figures={'Loss & "accuracy"': Figure(figsize=(1, 1))},
     tables=[tables.Table("<b>", ["<i>"], [["<u>"]])],

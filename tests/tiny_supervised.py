@@ -51,6 +51,7 @@ def shrink(config, **overrides):
   config.evaluation.update(batch_size=8, num_resamples=20)
   config.checkpoint.save_every = 2
   config.log_every = 2
+  config.baselines = ()
   for name, value in overrides.items():
     config.update_from_flattened_dict({name: value})
   return config
@@ -75,7 +76,7 @@ def job(config, workdir, *, seed=0, fold=0):
   run = encoder_source.find_run(config.init.run)
   encoder_source.complete(config, run)
   finetune.check(config)
-  splits = finetune.load_splits(config, workdir, fold)
+  splits = classifier_setup.load_splits(config, workdir, fold)
   build = functools.partial(classifier_setup.build_job, config, run, splits)
   folder = workdir / "run"
   return build(seed, folder, workdir / "features", finetune.make_train_step)

@@ -102,7 +102,7 @@ class SubsetSource(Source):
     return {**element, "id": np.int32(index)}
 
 
-class _Wrapper(Source):
+class Wrapper(Source):
   """A source with the same clips as another; works across processes."""
 
   def __init__(self, source: Source):
@@ -133,7 +133,49 @@ class _Wrapper(Source):
     self._lock = threading.Lock()
 
 
-class CachedSource(_Wrapper):
+class ReclassedSource(Wrapper):
+  """The clips of a source, under the classes of another data set."""
+
+  def __init__(self, source: Source, class_names: Sequence[str]):
+    """Wraps a source.
+
+    Args:
+      source: where clips come from.
+      class_names: all of its classes, and maybe others, in any order.
+
+    Raises:
+      ValueError: the source has a class that is not among them.
+    """
+    super().__init__(source)
+    unknown = [n for n in source.class_names if n not in class_names]
+    if unknown:
+      raise ValueError(
+        f"{source!r} has the classes {unknown}, which are not among "
+        f"{[*class_names]}; give the classes the same names"
+      )
+    self.class_names = tuple(class_names)
+    self._new = [self.class_names.index(n) for n in source.class_names]
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    old = self.source.labels
+    if old.ndim == 1:
+      return np.asarray(self._new, old.dtype)[old]
+    new = np.zeros((len(old), len(self.class_names)), old.dtype)
+    new[:, self._new] = old
+    return new
+
+  @property
+  def label_sets(self) -> list[tuple[int, ...]]:
+    return [tuple(self._new[i] for i in s) for s in self.source.label_sets]
+
+  def __getitem__(self, index: int) -> dict:
+    element = self.source[index]
+    # By the clip that it holds, which may be a replacement.
+    return {**element, "label": self.labels[int(element["id"])]}
+
+
+class CachedSource(Wrapper):
   """Keeps decoded clips in memory as 16-bit integers, up to a limit.
 
   What is in stays in: every epoch visits each clip once, so replacing the
@@ -174,7 +216,7 @@ class CachedSource(_Wrapper):
     return {**super().__getstate__(), "_clips": {}, "used_bytes": 0}
 
 
-class TolerantSource(_Wrapper):
+class TolerantSource(Wrapper):
   """Replaces a clip that cannot be used by the next one that can.
 
   Replacing, not skipping: the clip behind every position of every batch is

@@ -1,0 +1,209 @@
+"""Tests finished classifiers again: other clips, noise, rooms, codecs, rates.
+
+The claim of a representation is that it carries over; this measures it. What
+was trained by `finetune` in a workdir is loaded as its result chose it, and
+every classifier hears the same degraded clips.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import ml_collections
+import tqdm
+
+from audiomosaic_jax import (
+  checkpoint,
+  class_plots,
+  classifier_setup,
+  comparison,
+  encoder_source,
+  experiment,
+  predict,
+  report,
+  results,
+  tables,
+)
+from audiomosaic_jax.data import datasets, degrade, wrappers
+from audiomosaic_jax.data.sources import Source
+from audiomosaic_jax.results import Method, Place, Predictions
+
+ConfigDict = ml_collections.ConfigDict
+# (method, split, degradation) -> seed -> predictions of each fold.
+Found = dict[tuple[Method, str, str], dict[int, list[Predictions]]]
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Prints and writes how well each finished classifier does, degraded.
+
+  Writes `evaluations/<name>.json`, `.md` and `.html` in the workdir.
+
+  Args:
+    config: of `configs/evaluate.py`; `classifier` says on what.
+    workdir: of a finished `finetune` experiment.
+
+  Raises:
+    FileNotFoundError: a run has not finished.
+    ValueError: nothing was trained, or the clips have classes that the
+      classifiers do not know.
+  """
+  settings = config.classifier
+  trained = experiment.load_config(workdir)
+  if settings.max_windows is not None:
+    trained.evaluation.max_windows = settings.max_windows
+  degradations = degrade.degradations(
+    **settings.degradations, sample_rate_hz=trained.fbank.sample_rate_hz
+  )
+  methods = [m for m in results.methods(trained) if m.encoder != "log_mel"]
+  if trained.knn.k:
+    raise ValueError(
+      f"{workdir} holds votes of neighbours, which leave nothing to load; "
+      "evaluate a probe that is trained, such as probe=linear"
+    )
+  found: Found = {}
+  places = [(m, place) for m in methods for place in m.places(trained)]
+  clips_of = functools.lru_cache(None)(
+    functools.partial(test_clips, settings, trained, workdir)
+  )
+  bar = tqdm.tqdm(
+    total=len(places) * len(degradations),
+    unit="test",
+    disable=jax.process_index() != 0,
+  )
+  with bar:
+    for method, place in places:
+      logits_of, class_names = load_classifier(trained, workdir, place)
+      for split, source in clips_of(place.fold).items():
+        clips = wrappers.ReclassedSource(source, class_names)
+        for name, degradation in degradations.items():
+          degraded = degrade.DegradedSource(
+            clips, degradation, seed=settings.seed
+          )
+          arrays = results.predictions(logits_of(degraded), degraded)
+          by_seed = found.setdefault((method, split, name), {})
+          by_seed.setdefault(place.seed, []).append(arrays)
+          bar.update(1 / len(clips_of(place.fold)))
+  if jax.process_index() == 0:
+    write(config, trained, workdir, found)
+
+
+def test_clips(
+  settings: ConfigDict, trained: ConfigDict, workdir: pathlib.Path, fold: int
+) -> Mapping[str, Source]:
+  """Returns split -> clips: of another data set, or what a fold tested on."""
+  source = settings.source.to_dict()
+  if not source:
+    return classifier_setup.load_splits(trained, workdir, fold).tests
+  splits = settings.splits or (None,)
+  return {
+    split or "all": datasets.guard(
+      datasets.make_dataset(
+        split=split, sample_rate_hz=trained.fbank.sample_rate_hz, **source
+      ),
+      **trained.data.guard,
+      report_path=workdir / f"bad_clips_{settings.name}_{split or 'all'}.jsonl",
+    )
+    for split in splits
+  }
+
+
+def load_classifier(
+  config: ConfigDict, workdir: pathlib.Path, place: Place
+) -> tuple[Callable[[Source], predict.Windows], list[str]]:
+  """Returns (clips -> logits of their windows, names of the classes).
+
+  Args:
+    config: of the experiment, completed.
+    workdir: of the experiment.
+    place: which of its runs.
+  """
+  result, _ = results.read_run(config, workdir, place)
+  with_layer = config.copy_and_resolve_references()
+  if place.layer is not None:
+    with_layer.model.layer = place.layer
+  model = classifier_setup.build_model(with_layer, len(result["class_names"]))
+  source = encoder_source.find_run(config.init.run)
+  if place.encoder == "random":
+    source = None
+  variables = classifier_setup.start_variables(
+    model, with_layer, source, place.seed
+  )
+  wanted = dict(variables)
+  if result["saved"] == "head":
+    head = classifier_setup.without_encoder(variables["params"])
+    wanted = {"params": head}
+  last = config.evaluation.selection == "last"
+  folder = results.folder(config, workdir, place)
+  saved = checkpoint.load_params(
+    folder / ("checkpoints" if last else "best"), wanted
+  )
+  variables |= saved | {"params": variables["params"] | saved["params"]}
+  logits_of = predict.make_window_fn(model, with_layer, "__call__")
+  return functools.partial(logits_of, variables), result["class_names"]
+
+
+def write(
+  config: ConfigDict,
+  trained: ConfigDict,
+  workdir: pathlib.Path,
+  found: Found,
+) -> None:
+  """Writes the files of `run` and prints the table of the first metric."""
+  name = config.classifier.name
+  rows = [
+    {
+      **method._asdict(),
+      "method": comparison.method_name(trained, method._asdict()),
+      "split": split,
+      "degradation": degradation,
+      "num_clips": len(comparison.pool(next(iter(parts.values())))["ids"]),
+      "metrics": comparison.metric_summary(parts, trained.evaluation),
+    }
+    for (method, split, degradation), parts in found.items()
+  ]
+  folder = workdir / "evaluations"
+  folder.mkdir(exist_ok=True)
+  summary = {"of": trained.name, "settings": config.classifier.to_dict()}
+  text = comparison.json_text(summary | {"results": rows})
+  results.write_text(folder / f"{name}.json", text)
+  table = degradation_table(trained, rows)
+  results.write_text(folder / f"{name}.md", comparison.markdown(table) + "\n")
+  print(tables.table_text(table), flush=True)
+  metric = trained.evaluation.metrics[0]
+  page = report.write_report(
+    folder / f"{name}.html",
+    title=f"AudioMosaic: {trained.name}, {name}",
+    figures={
+      f"{metric} of degraded clips: {split}": class_plots.plot_degradations(
+        chosen, metric
+      )
+      for split, chosen in _by_split(rows)
+    },
+    tables=[table],
+    text=["Every classifier hears the same degraded clips."],
+  )
+  print(f"report: {page}", flush=True)
+
+
+def _by_split(rows: list[dict]) -> Iterator[tuple[str, list[dict]]]:
+  for split in dict.fromkeys(row["split"] for row in rows):
+    yield split, [row for row in rows if row["split"] == split]
+
+
+def degradation_table(trained: ConfigDict, rows: list[dict]) -> tables.Table:
+  """Returns degradations by classifiers, of the first metric."""
+  metric = trained.evaluation.metrics[0]
+  methods = list(dict.fromkeys(row["method"] for row in rows))
+  body: dict[str, dict[str, str]] = {}
+  for row in rows:
+    name = f"{row['split']}, {row['degradation']}"
+    cell = comparison.cell(metric, row["metrics"][metric])
+    body.setdefault(name, {})[row["method"]] = cell
+  percent = "" if metric == "d_prime" else " %"
+  caption = (
+    f"{trained.name}: {metric}{percent}, mean ± std of {trained.num_seeds} "
+    f"seed(s) [{100 * trained.evaluation.confidence:g} % interval over clips]"
+  )
+  lines = [[name, *(cells[m] for m in methods)] for name, cells in body.items()]
+  return tables.Table(caption, ["clips", *methods], lines)

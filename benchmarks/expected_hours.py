@@ -1,0 +1,190 @@
+"""How long the published experiments take, from their FLOPs.
+
+  python -m benchmarks.expected_hours --peak_tflops=989 --mfu=0.4
+
+Nothing is run: the hours are the floating-point operations of the encoder over
+what a device does at the given share of its peak, one device alone. They leave
+out decoding, which the host does meanwhile if it keeps up. Peaks of devices
+are in audiomosaic_jax/throughput.py.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import ml_collections
+from absl import app, flags
+
+from audiomosaic_jax import experiment, masking, tables, throughput
+from configs import finetune, linear_eval, pretrain
+
+PEAK = flags.DEFINE_float("peak_tflops", 989.0, "Of the device; H100: 989.")
+MFU = flags.DEFINE_float("mfu", 0.4, "Share of the peak that is reached.")
+
+
+class Experiment(NamedTuple):
+  """A row of the paper.
+
+  Attributes:
+    name: of the experiment.
+    config: file and argument.
+    clips: per epoch.
+    tested: clips of one evaluation.
+  """
+
+  name: str
+  config: str
+  clips: int
+  tested: int
+
+
+AUDIOSET = 20_383
+# Official sizes; copies of AudioSet lack some. Those of EnvSDD are counted in
+# its manifests; here they are a round number.
+EXPERIMENTS = (
+  Experiment("AudioSet-2M, pretraining", "pretrain.py", 2_042_985, 0),
+  Experiment(
+    "AudioSet-20K, fine-tuned", "finetune.py:dataset=as20k", 22_176, AUDIOSET
+  ),
+  Experiment(
+    "AudioSet-2M, fine-tuned", "finetune.py:dataset=as2m", 200_000, AUDIOSET
+  ),
+  Experiment("ESC-50, fine-tuned", "finetune.py:dataset=esc50", 1_600, 400),
+  Experiment(
+    "Speech Commands 2, fine-tuned",
+    "finetune.py:dataset=spc2",
+    84_843,
+    11_005 + 9_981,
+  ),
+  Experiment(
+    "Speech Commands 1, fine-tuned",
+    "finetune.py:dataset=spc1",
+    51_088,
+    6_798 + 3_081,
+  ),
+  Experiment(
+    "AudioSet-20K, linear",
+    "linear_eval.py:dataset=as20k,augment=published",
+    22_176,
+    AUDIOSET,
+  ),
+  Experiment(
+    "AudioSet-20K, layer 10",
+    "linear_eval.py:dataset=as20k,probe=layer,augment=published",
+    22_176,
+    AUDIOSET,
+  ),
+  Experiment(
+    "AudioSet-20K, attentive",
+    "linear_eval.py:dataset=as20k,probe=attentive,augment=published",
+    22_176,
+    AUDIOSET,
+  ),
+  Experiment(
+    "AudioSet-2M, linear",
+    "linear_eval.py:dataset=as2m,augment=published",
+    200_000,
+    AUDIOSET,
+  ),
+  Experiment(
+    "ESC-50, linear",
+    "linear_eval.py:dataset=esc50,augment=published",
+    1_600,
+    400,
+  ),
+  Experiment(
+    "EnvSDD ATA, 100,000 clips",
+    "finetune.py:dataset=envsdd_ata",
+    100_000,
+    10_000,
+  ),
+  Experiment(
+    "EnvSDD TTA, 100,000 clips",
+    "finetune.py:dataset=envsdd_tta",
+    100_000,
+    10_000,
+  ),
+)
+FILES = {
+  "pretrain.py": pretrain.get_config,
+  "finetune.py": finetune.get_config,
+  "linear_eval.py": linear_eval.get_config,
+}
+
+
+def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Returns the config with a ViT-B/16 where it leaves the encoder to a run."""
+  given = config.fallback
+  config.model.encoder.update(given.model.encoder)
+  config.fbank.update(given.fbank)
+  return config
+
+
+def clip_flops(config: ml_collections.ConfigDict, num_tokens: int) -> float:
+  """Returns FLOPs of the encoder for one clip of so many tokens, forward."""
+  encoder = config.model.encoder
+  return throughput.encoder_flops(
+    num_tokens,
+    patch_dim=encoder.patch_size**2,
+    width=encoder.width,
+    depth=encoder.depth,
+    mlp_ratio=encoder.mlp_ratio,
+  )
+
+
+def supervised_flops(
+  config: ml_collections.ConfigDict, row: Experiment
+) -> float:
+  """Returns FLOPs of all folds of one seed: training and its evaluations."""
+  config = complete(config)
+  grid = experiment.token_grid(config)
+  every = grid[0] * grid[1]
+  kept = every
+  if config.masking.mode != "none":
+    ids = jax.eval_shape(
+      functools.partial(
+        masking.keep_ids, batch_size=1, grid=grid, **config.masking
+      ),
+      jax.random.key(0),
+    )
+    kept = ids.shape[1]
+  # Forward, and twice as much backward; nothing backward if frozen.
+  passes = 1 if config.model.freeze_encoder else 3
+  epochs = config.duration.total
+  training = epochs * row.clips * passes * clip_flops(config, kept + 1)
+  selects = config.evaluation.selection != "last"
+  evaluations = 1 + (epochs if selects else 0)
+  testing = evaluations * row.tested * clip_flops(config, every + 1)
+  return config.folds * (training + testing)
+
+
+def flops(row: Experiment) -> float:
+  """Returns the FLOPs of an experiment."""
+  file, _, argument = row.config.partition(":")
+  config = FILES[file](argument)
+  if file == "pretrain.py":
+    per_pair = experiment.flops_per_pair(config)
+    return config.duration.total * row.clips * per_pair
+  return supervised_flops(config, row)
+
+
+def hours(row: Experiment, *, peak_tflops: float, mfu: float) -> float:
+  """Returns the expected hours of an experiment on one device."""
+  return flops(row) / (peak_tflops * 1e12 * mfu) / 3600
+
+
+def main(argv: list[str]) -> None:
+  """Prints the table."""
+  del argv
+  rate = {"peak_tflops": PEAK.value, "mfu": MFU.value}
+  caption = f"hours of one device at {MFU.value:.0%} of {PEAK.value:g} TFLOP/s"
+  rows = [
+    [row.name, f"{flops(row):.2e}", f"{hours(row, **rate):.3g}"]
+    for row in EXPERIMENTS
+  ]
+  table = tables.Table(caption, ["experiment", "FLOPs", "hours"], rows)
+  print(tables.table_text(table))
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,172 @@
+"""Rows to beat beside the encoder's own, and what the pictures are drawn of."""
+
+import json
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import tiny_supervised as tiny
+
+from audiomosaic_jax import (
+  baseline,
+  class_plots,
+  classifier_setup,
+  comparison,
+  encoder_source,
+  experiment,
+  finetune,
+  pretrain,
+  results,
+  scores,
+)
+from configs import pretrain as pretraining
+
+COUNTS = {"train": 16, "valid": 8, "test": 8}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+  return tiny.write_task(tmp_path_factory.mktemp("task"), COUNTS)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """Returns the workdir of a pretraining run of one step."""
+  workdir = tmp_path_factory.mktemp("pretraining")
+  config = pretraining.get_config("smoke,time_ratio=0.5")
+  config.model.encoder.update(width=32, depth=2, num_heads=2)
+  config.fbank.num_mel_bins = 32
+  config.spectrogram.num_frames = 32
+  config.data.pipeline.clip_samples = 5_360
+  config.duration.update(total=1.0, warmup=0.0)
+  config.batch_size = 8
+  config.probe.task = ""
+  config.report = False
+  pretrain.run(config, workdir)
+  return workdir
+
+
+def rows(workdir):
+  found = json.loads((workdir / "results.json").read_text())["results"]
+  return {(row["encoder"], row["layer"]): row for row in found}
+
+
+def test_a_probe_is_compared_with_a_random_encoder_and_log_mel_statistics(
+  task, run, tmp_path, capsys
+):
+  config = tiny.probing(
+    task,
+    argument="dataset=task,probe=layer",
+    **{
+      "baselines": ("random", "log_mel"),
+      "init.run": str(run),
+      "num_seeds": 2,
+    },
+  )
+  finetune.run(config, tmp_path)
+  found = rows(tmp_path)
+  assert list(found) == [
+    *(("main", 0), ("main", 1), ("random", 0), ("random", 1)),
+    ("log_mel", None),
+  ]
+  spread = {key[0]: row["metrics"]["accuracy"] for key, row in found.items()}
+  assert len(spread["main"]["per_seed"]) == len(spread["random"]["per_seed"])
+  assert len(spread["log_mel"]["per_seed"]) == 1
+  assert spread["log_mel"]["low"] <= spread["log_mel"]["mean"]
+  text = (tmp_path / "results.md").read_text()
+  for name in (
+    "pretrained encoder, layer 1, test",
+    "random encoder, layer 0, test",
+    "log-mel mean and std, logistic regression, test",
+  ):
+    assert name in text
+  # Of the same head on other features.
+  logits = {
+    name: np.load(tmp_path / "runs" / name / "predictions.npz")["test/logits"]
+    for name in ("layer_1_seed_0", "random_layer_1_seed_0")
+  }
+  assert np.abs(np.subtract(*logits.values())).max() > 1e-6
+  lines = (tmp_path / "predictions.csv").read_text().splitlines()
+  assert lines[0] == "id,split,encoder,layer,seed,labels,predicted"
+  # Two seeds of four rows, one of log-mel.
+  assert len(lines) == 1 + 9 * COUNTS["test"]
+  assert "Reliability" in (tmp_path / "report.html").read_text()
+
+
+def test_without_a_run_the_encoder_itself_is_the_random_row():
+  config = tiny.probing(**{"baselines": ("random", "log_mel")})
+  config.model.encoder.depth = 2
+  methods = [method.encoder for method in results.methods(config)]
+  assert methods == ["main", "log_mel"]
+
+
+def test_results_of_an_encoder_that_trained_on_are_not_taken_for_its_own(
+  task, run, tmp_path
+):
+  config = tiny.probing(task, **{"init.run": str(run)})
+  finetune.run(config, tmp_path)
+  (state,) = experiment.load_config(tmp_path).init.states
+  assert state.startswith("1@")
+  config = tiny.probing(task, **{"init.run": str(run)})
+  encoder_source.complete(config, encoder_source.find_run(str(run)))
+  folder = tmp_path / "runs" / "seed_0"
+  assert results.is_finished(folder, config)
+  config.init.states = ("2@5",)
+  with pytest.raises(ValueError, match="result of another config"):
+    results.is_finished(folder, config)
+
+
+def test_an_unknown_baseline_is_refused(task, tmp_path):
+  config = tiny.probing(task, **{"baselines": ("guess",)})
+  with pytest.raises(ValueError, match=r"baselines\[0\] is 'guess'"):
+    finetune.run(config, tmp_path)
+
+
+def test_log_mel_statistics_tell_tones_apart(task, tmp_path):
+  config = tiny.probing(task)
+  encoder_source.complete(config, None)
+  splits = classifier_setup.load_splits(config, tmp_path, 0)
+  windows = baseline.log_mel_logits(splits, config.fbank)["test"]
+  labels = splits.tests["test"].labels
+  assert windows.rows.shape == (COUNTS["test"], 2)
+  np.testing.assert_array_equal(windows.clip, np.arange(COUNTS["test"]))
+  # A tone of 600 and one of 1500 Hz lie in other bins; few overlap.
+  accuracy = sklearn.metrics.balanced_accuracy_score(
+    labels, windows.rows.argmax(1)
+  )
+  assert accuracy >= 0.75
+
+
+def test_of_classes_without_a_training_clip_the_logit_is_the_lowest():
+  decision = np.array([[0.5, -1.0], [2.0, 0.0]])
+  logits = baseline._spread(decision, np.array([0, 2]), 3)
+  np.testing.assert_array_equal(logits, [[0.5, -1, -1], [2, -1, 0]])
+  two = baseline._spread(np.array([3.0, -1.0]), np.array([0, 1]), 2)
+  np.testing.assert_array_equal(two.argmax(1), [1, 0])
+  # A softmax of the two logits is the sigmoid of the decision.
+  np.testing.assert_allclose(two[:, 1] - two[:, 0], [3.0, -1.0])
+
+
+def test_the_reliability_of_guesses_is_their_probability_and_their_success():
+  logits = np.log([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])
+  targets = np.eye(2)[[0, 0, 0]]
+  evaluation = scores.Evaluation(logits, targets)
+  confidence, right = comparison._guesses(evaluation, "softmax")
+  np.testing.assert_allclose(confidence, [0.9, 0.7, 0.6])
+  np.testing.assert_array_equal(right, [1, 0, 1])
+  confidence, right = comparison._guesses(evaluation, "sigmoid")
+  assert confidence.shape == right.shape == (6,)
+  # An odds of 0.9 is a "no" of probability 1 / 1.9, and wrong.
+  np.testing.assert_allclose(confidence[0], 1 / 1.9)
+  assert right[0] == 0
+
+
+def test_the_reliability_plot_says_how_far_confidence_is_off():
+  rng = np.random.default_rng(0)
+  confidence = rng.uniform(0.5, 1, 2_000)
+  correct = (rng.uniform(size=2_000) < confidence - 0.2).astype(float)
+  figure = class_plots.plot_reliability(confidence, correct)
+  (ax,) = figure.axes
+  assert "too sure" in ax.get_title()
+  x, y = ax.lines[1].get_data()
+  np.testing.assert_allclose(np.asarray(x) - np.asarray(y), 0.2, atol=0.1)

@@ -1,0 +1,132 @@
+"""Finished classifiers, loaded and tested again."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_supervised as tiny
+
+from audiomosaic_jax import evaluate, finetune, robustness
+from configs import evaluate as configs
+
+COUNTS = {"train": 32, "valid": 8, "test": 24}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+  return tiny.write_task(tmp_path_factory.mktemp("task"), COUNTS)
+
+
+def few(argument="", **classifier):
+  config = configs.get_config(argument)
+  config.classifier.degradations.update(
+    noise_snr_db=(-10.0,), room_t60_s=(), codecs=("mp3",), resample_hz=()
+  )
+  config.classifier.update(classifier)
+  return config
+
+
+def rows(workdir, name="test"):
+  path = workdir / "evaluations" / f"{name}.json"
+  return json.loads(path.read_text())["results"]
+
+
+def accuracies(workdir):
+  return {
+    row["degradation"]: row["metrics"]["accuracy"]["mean"]
+    for row in rows(workdir)
+  }
+
+
+@pytest.mark.parametrize("kind", ["probe", "fine-tuned"])
+def test_a_loaded_classifier_says_what_it_said_when_it_was_trained(
+  kind, task, tmp_path, capsys
+):
+  if kind == "probe":
+    # Trained on features that were computed once: the head alone is saved.
+    config = tiny.probing(
+      task,
+      argument="dataset=task,probe=layer",
+      **{"layers": (1,), "num_seeds": 2, "duration.total": 60.0},
+    )
+  else:
+    config = tiny.fine_tuning(
+      task, **{"folds": 2, "evaluation.selection": "last"}
+    )
+  finetune.run(config, tmp_path)
+  evaluate.run(few(), tmp_path)
+  clean, noisy, mp3 = accuracies(tmp_path).values()
+  (trained,) = json.loads((tmp_path / "results.json").read_text())["results"]
+  for end in ("mean", "per_seed", "low", "high"):
+    assert rows(tmp_path)[0]["metrics"]["accuracy"][end] == (
+      pytest.approx(trained["metrics"]["accuracy"][end])
+    )
+  assert rows(tmp_path)[0]["num_clips"] == trained["num_clips"]
+  for name in ("clean", "noise at -10 dB", "mp3"):
+    assert f"test, {name}" in capsys.readouterr().out or name != "clean"
+    assert name in (tmp_path / "evaluations" / "test.md").read_text()
+  if kind == "probe":
+    # The tones drown.
+    assert clean > 0.8 and noisy < clean and mp3 > noisy
+  assert (tmp_path / "evaluations" / "test.html").exists()
+  assert list((tmp_path / "evaluations" / "test").glob("*.png"))
+
+
+def test_the_same_seed_degrades_alike(task, tmp_path):
+  config = tiny.probing(task)
+  finetune.run(config, tmp_path)
+  found = []
+  for seed in (0, 0, 1):
+    evaluate.run(few(seed=seed), tmp_path)
+    found.append(json.dumps(rows(tmp_path)[1:]))
+  assert found[0] == found[1]
+
+
+def test_a_classifier_is_tested_on_another_data_set(task, tmp_path):
+  other = tiny.write_task(tmp_path / "other", {"test": 12}, seed=5)
+  # One of the two classes is enough.
+  lines = (other / "labels.csv").read_text().splitlines()
+  kept = [line for line in lines if ",low," not in line]
+  (other / "labels.csv").write_text("\n".join(kept) + "\n")
+  config = tiny.probing(task, **{"duration.total": 60.0})
+  finetune.run(config, tmp_path / "run")
+  config = few("dataset=task")
+  config.classifier.source.data_dir = str(other)
+  evaluate.run(config, tmp_path / "run")
+  found = rows(tmp_path / "run", "task")
+  assert {row["num_clips"] for row in found} == {6}
+  assert found[0]["metrics"]["accuracy"]["mean"] > 0.6
+  renamed = (other / "labels.csv").read_text().replace(",high,", ",shrill,")
+  (other / "labels.csv").write_text(renamed)
+  with pytest.raises(ValueError, match=r"\['shrill'\].*not among"):
+    evaluate.run(config, tmp_path / "run")
+
+
+def test_a_clip_that_two_folds_hear_is_one_clip_in_the_interval():
+  rng = np.random.default_rng(0)
+  arrays = {
+    "logits": rng.normal(size=(40, 2)).astype("f4"),
+    "targets": np.eye(2)[rng.integers(0, 2, 40)],
+    "ids": np.array([f"{i}" for i in range(40)]),
+  }
+  settings = tiny.probing().evaluation
+  settings.num_resamples = 300
+  from audiomosaic_jax import comparison
+
+  once = comparison.metric_summary({0: [arrays]}, settings)["accuracy"]
+  twice = comparison.metric_summary({0: [arrays] * 2}, settings)["accuracy"]
+  assert once == twice
+
+
+def test_what_cannot_be_loaded_is_refused(task, tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+    evaluate.run(few(), tmp_path)
+  config = tiny.probing(task, argument="dataset=task,probe=knn")
+  finetune.run(config, tmp_path / "knn")
+  with pytest.raises(ValueError, match="votes of neighbours"):
+    evaluate.run(few(), tmp_path / "knn")
+  config = tiny.probing(task)
+  finetune.run(config, tmp_path / "probe")
+  (tmp_path / "probe" / "runs" / "seed_0" / "result.json").unlink()
+  with pytest.raises(FileNotFoundError, match="finish the run"):
+    robustness.run(few(), tmp_path / "probe")
