@@ -67,7 +67,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     functools.partial(test_clips, settings, trained, workdir)
   )
   bar = tqdm.tqdm(
-    total=len(places) * len(degradations),
+    total=len(places) * len(clips_of(0)) * len(degradations),
     unit="test",
     disable=jax.process_index() != 0,
   )
@@ -83,7 +83,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
           arrays = results.predictions(logits_of(degraded), degraded)
           by_seed = found.setdefault((method, split, name), {})
           by_seed.setdefault(place.seed, []).append(arrays)
-          bar.update(1 / len(clips_of(place.fold)))
+          bar.update()
   if jax.process_index() == 0:
     write(config, trained, workdir, found)
 

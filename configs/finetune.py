@@ -6,8 +6,10 @@
 
 Data sets: as20k as2m esc50 spc1 spc2 envsdd_ata envsdd_tta
            folder  DIR/{train,test}/CLASS/*.wav
-           task    the packaged notes, or DIR with a labels.csv of columns
-                   path, label, split and maybe group
+           task      the packaged notes, or DIR with a labels.csv of columns
+                     path, label, split and maybe group
+           manifest  DIR/{train,eval}.json in the published code's format, and
+                     data.source.label_csv
 Switches:  parity=released  the published code's choices where they differ
            head=aasist      instead of a linear classifier
            variant=base     insist on a size; else it is that of the run
@@ -26,7 +28,8 @@ ConfigDict = ml_collections.ConfigDict
 
 DATASETS = (
   *("as20k", "as2m", "esc50", "spc1", "spc2"),
-  *("envsdd_ata", "envsdd_tta", "folder", "task"),
+  *("envsdd_ata", "envsdd_tta", "fsd50k", "vggsound"),
+  *("folder", "task", "manifest"),
 )
 
 # (num_frames, mean, std) of the log-mel filter bank, as published.
@@ -207,6 +210,38 @@ def envsdd_tta(config: ConfigDict) -> None:
   )
 
 
+def fsd50k(config: ConfigDict) -> None:
+  """FSD50K, 200 classes; not in the paper: AudioSet-20K's settings."""
+  as20k(config)
+  config.name = "FSD50K"
+  config.data.source = ConfigDict(
+    {"name": "fsd50k", "data_dir": "", "max_missing_fraction": 0.0}
+  )
+  config.data.splits.update(train="train", valid="val", test=("eval",))
+  config.data.pipeline.crop = "random"
+  # Clips last up to 30 seconds.
+  config.evaluation.update(selection="valid", max_windows=3)
+  config.published = ()
+
+
+def vggsound(config: ConfigDict) -> None:
+  """VGGSound, 309 classes; not in the paper: AudioSet-20K's settings."""
+  as20k(config)
+  config.name = "VGGSound"
+  config.data.source = ConfigDict(
+    {
+      "name": "vggsound",
+      "data_dir": "",
+      "audio_dir": config_dict.placeholder(str),
+      "max_missing_fraction": 0.3,
+    }
+  )
+  config.data.splits.update(train="train", test=("test",))
+  config.loss.name = "softmax"
+  config.evaluation.metrics = ("accuracy", "balanced_accuracy")
+  config.published = ()
+
+
 def task(config: ConfigDict) -> None:
   """A folder with a labels.csv, or "demo": as long as the run's clips."""
   config.name = "task"
@@ -229,6 +264,23 @@ def folder(config: ConfigDict) -> None:
   supervised.own_clips(config)
 
 
+def manifest(config: ConfigDict) -> None:
+  """Lists of clips in the published code's format, of several labels each."""
+  config.name = "manifest"
+  config.data.source = ConfigDict(
+    {
+      "name": "manifest",
+      "data_dir": "",
+      "label_csv": "",
+      "root": config_dict.placeholder(str),
+    }
+  )
+  config.data.splits.update(train="train", test=("eval",), valid_fraction=0.1)
+  supervised.own_clips(config)
+  config.loss.name = "sigmoid"
+  config.evaluation.metrics = ("map", "mauc")
+
+
 DATASET_SETTINGS = {
   "as20k": as20k,
   "as2m": as2m,
@@ -237,6 +289,9 @@ DATASET_SETTINGS = {
   "spc2": spc2,
   "envsdd_ata": envsdd_ata,
   "envsdd_tta": envsdd_tta,
+  "fsd50k": fsd50k,
+  "vggsound": vggsound,
   "folder": folder,
   "task": task,
+  "manifest": manifest,
 }

@@ -20,6 +20,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 CLASSES = {
   **{"as20k": 527, "as2m": 527, "esc50": 50, "spc1": 11, "spc2": 35},
   **{"envsdd_ata": 2, "envsdd_tta": 2, "folder": 5, "task": 5},
+  **{"fsd50k": 200, "vggsound": 309, "manifest": 5},
 }
 # Trained in the published code, as counted there.
 PARAMETERS = {
@@ -41,6 +42,7 @@ FAKE_NAMES = {
   **{"as20k": "audioset", "as2m": "audioset", "esc50": "esc50"},
   **{"spc1": "speech_commands_v1", "spc2": "speech_commands_v2"},
   **{"envsdd_ata": "envsdd", "envsdd_tta": "envsdd", "task": "task"},
+  **{"fsd50k": "fsd50k", "vggsound": "vggsound"},
 }
 
 
