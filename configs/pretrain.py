@@ -161,9 +161,8 @@ def demo(
   the published seven augmentations leave too little to agree on. A wide shift
   of pitch and tempo makes the same instrument at another pitch a positive, and
   on spectrograms it costs next to nothing on a CPU; another level makes the
-  same note from another library one. One block instead of two and batches of 32
-  buy more steps.
-  What was tried is in docs/demo.md.
+  same note from another library one. One block instead of two and batches of
+  32 buy more steps. What was tried is in docs/demo.md.
   """
   if "variant=" not in argument:
     config.model.encoder = common.vit("micro")

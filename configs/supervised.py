@@ -234,7 +234,12 @@ def released(config: ConfigDict) -> None:
 
 
 def own_clips(config: ConfigDict) -> None:
-  """A few hundred clips on any machine; nothing published says how."""
+  """A few hundred clips on any machine; nothing published says how.
+
+  Of the published augmentations only roll and gain are left: with the rest a
+  few hundred steps teach the head less than a probe of the frozen encoder
+  knows (on the packaged notes, validation accuracy 0.77 against 0.93).
+  """
   pipeline = common.ConfigDict(config.data.pipeline)
   pipeline.update(crop="random", num_threads=2, prefetch_size=8)
   config.data.pipeline = ConfigDict(
@@ -246,11 +251,12 @@ def own_clips(config: ConfigDict) -> None:
   )
   config.data.guard.cache_bytes = 2**30
   config.spectrogram = nothing(ConfigDict(dict(common.AUDIOSET)))
-  config.augment_fbank.frequency_mask.max_width = 24
-  config.augment_fbank.time_mask.max_width = 24
+  config.augment_fbank.order = ()
+  config.mixup.p = 0.0
+  config.masking.mode = "none"
   config.loss.name = "softmax"
   config.batch_size = 32
-  config.duration.update(total=30.0, warmup=2.0)
+  config.duration.update(total=60.0, warmup=2.0)
   config.schedule.base_lr = 1e-3
   config.evaluation.update(
     metrics=("balanced_accuracy", "accuracy"), selection="valid"
