@@ -63,27 +63,33 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     )
   found: Found = {}
   places = [(m, place) for m in methods for place in m.places(trained)]
-  clips_of = functools.lru_cache(None)(
-    functools.partial(test_clips, settings, trained, workdir)
-  )
+
+  @functools.lru_cache(None)
+  def clips_of(fold: int) -> dict[tuple[str, str], Source]:
+    """Returns (split, degradation) -> clips, degraded once for everyone."""
+    kept = {"limit_bytes": trained.data.guard.cache_bytes}
+    return {
+      (split, name): wrappers.CachedSource(
+        degrade.DegradedSource(source, degradation, seed=settings.seed), **kept
+      )
+      for split, source in test_clips(settings, trained, workdir, fold).items()
+      for name, degradation in degradations.items()
+    }
+
   bar = tqdm.tqdm(
-    total=len(places) * len(clips_of(0)) * len(degradations),
+    total=len(places) * len(clips_of(0)),
     unit="test",
     disable=jax.process_index() != 0,
   )
   with bar:
     for method, place in places:
-      logits_of, class_names = load_classifier(trained, workdir, place)
-      for split, source in clips_of(place.fold).items():
+      classify, class_names = load_classifier(trained, workdir, place)
+      for (split, name), source in clips_of(place.fold).items():
         clips = wrappers.ReclassedSource(source, class_names)
-        for name, degradation in degradations.items():
-          degraded = degrade.DegradedSource(
-            clips, degradation, seed=settings.seed
-          )
-          arrays = results.predictions(logits_of(degraded), degraded)
-          by_seed = found.setdefault((method, split, name), {})
-          by_seed.setdefault(place.seed, []).append(arrays)
-          bar.update()
+        arrays = results.predictions(classify(clips), clips)
+        by_seed = found.setdefault((method, split, name), {})
+        by_seed.setdefault(place.seed, []).append(arrays)
+        bar.update()
   if jax.process_index() == 0:
     write(config, trained, workdir, found)
 
@@ -122,7 +128,8 @@ def load_classifier(
   with_layer = config.copy_and_resolve_references()
   if place.layer is not None:
     with_layer.model.layer = place.layer
-  model = classifier_setup.build_model(with_layer, len(result["class_names"]))
+  class_names = result["class_names"]
+  model = classifier_setup.build_model(with_layer, len(class_names))
   source = encoder_source.find_run(config.init.run)
   if place.encoder == "random":
     source = None
@@ -139,8 +146,8 @@ def load_classifier(
     folder / ("checkpoints" if last else "best"), wanted
   )
   variables |= saved | {"params": variables["params"] | saved["params"]}
-  logits_of = predict.make_window_fn(model, with_layer, "__call__")
-  return functools.partial(logits_of, variables), result["class_names"]
+  classify = predict.make_window_fn(model, with_layer, "__call__")
+  return functools.partial(classify, variables), class_names
 
 
 def write(
