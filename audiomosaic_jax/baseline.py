@@ -101,12 +101,18 @@ def log_mel_logits(
       best = fit(1.0)
     else:
       best = max(map(fit, STRENGTHS), key=value)
-  known = range(num_classes) if multi_label else best.classes_
+  known = best.classes_
+  if multi_label:
+    known = np.flatnonzero(labels("train").any(0))
+
+  def logits(rows):
+    decision = best.decision_function(rows)
+    if multi_label:
+      decision = decision[:, known]
+    return _spread(decision, known, num_classes)
+
   return {
-    name: predict.Windows(
-      _spread(best.decision_function(stored[name].rows), known, num_classes),
-      stored[name].clip,
-    )
+    name: predict.Windows(logits(stored[name].rows), stored[name].clip)
     for name in splits.tests
   }
 

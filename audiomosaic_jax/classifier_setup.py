@@ -139,9 +139,13 @@ def load_splits(
   config: ConfigDict, workdir: pathlib.Path, fold: int
 ) -> supervised.Splits:
   """Reads the splits of a fold, tolerant of a few clips that do not decode."""
+  settings = config.data.splits.to_dict()
+  if config.evaluation.selection != "valid":
+    # Nobody would look at them.
+    settings["valid_fraction"] = 0.0
   splits = supervised.load_splits(
     config.data.source.to_dict(),
-    **config.data.splits,
+    **settings,
     fold=fold,
     num_folds=config.folds,
     seed=config.seed,
@@ -150,8 +154,9 @@ def load_splits(
   )
   if config.evaluation.selection == "valid" and splits.valid is None:
     raise ValueError(
-      "evaluation.selection is 'valid' but data.splits.valid is ''; name a "
-      "split, set data.splits.valid_fraction=0.1, or select 'last'"
+      "evaluation.selection is 'valid' but there are no validation clips: "
+      f"data.splits.valid={config.data.splits.valid!r}, which folds leave out; "
+      "set data.splits.valid_fraction=0.1, or select 'last'"
     )
 
   def guard(name, clips):

@@ -61,7 +61,7 @@ def write_summary(config: ConfigDict, workdir: pathlib.Path) -> dict:
     "head": "knn" if config.knn.k else config.model.head,
     "num_seeds": config.num_seeds,
     "folds": config.folds,
-    "fingerprint": results.fingerprint(config),
+    "encoder_states": list(config.init.states),
     "published": list(config.published),
     "results": rows,
   }

@@ -83,9 +83,21 @@ def complete(config: ConfigDict, run: Run | None) -> list[str]:
       _assign(config, field, value)
       lines.append(f"config.{field}={value!r} (from {name})")
   if run is not None:
-    config.init.states = tuple(map(checkpoint.identity, run.folders))
+    config.init.states = states(run)
     _check_sizes(config.model.encoder, run.config.model.encoder, name)
   return lines
+
+
+def states(run: Run) -> tuple[str, ...]:
+  """Returns what tells the state of each seed from others; "" has none yet."""
+
+  def state(folder):
+    try:
+      return checkpoint.identity(folder)
+    except FileNotFoundError:
+      return ""
+
+  return tuple(map(state, run.folders))
 
 
 def load(

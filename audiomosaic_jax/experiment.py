@@ -138,7 +138,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
   path = workdir / CONFIG_FILE
   if not path.exists():
     raise FileNotFoundError(
-      f"{workdir} has no {CONFIG_FILE}; give the workdir of a pretraining run"
+      f"{workdir} has no {CONFIG_FILE}; give the workdir of a run"
     )
   return ConfigDict(_with_tuples(json.loads(path.read_text())))
 

@@ -297,17 +297,19 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   for line in encoder_source.complete(config, source):
     print(line, flush=True)
   check(config)
+  places = [p for m in results.methods(config) for p in m.places(config)]
+  # Before the config is written: it is that of the results that are there.
+  finished = {p for p in places if results.is_finished(config, workdir, p)}
   for difference in experiment.save_config(config, workdir):
     print(f"continuing with another config: {difference}", flush=True)
   cache = pathlib.Path(config.cache.folder or workdir / "features")
-  places = [p for m in results.methods(config) for p in m.places(config)]
   load = functools.lru_cache(1)(
     functools.partial(classifier_setup.load_splits, config, workdir)
   )
   # Fold by fold, because each reads its clips.
   for place in sorted(places, key=lambda place: place.fold):
     folder = results.folder(config, workdir, place)
-    if results.is_finished(folder, config):
+    if place in finished:
       print(f"finished before: {folder}", flush=True)
     elif not run_one(config, source, load(place.fold), place, folder, cache):
       return

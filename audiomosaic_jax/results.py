@@ -99,9 +99,17 @@ def folder(
   return workdir / "runs" / "_".join(parts)
 
 
-def fingerprint(config: ConfigDict) -> str:
-  """Returns a hash of the fields that decide the result of a run."""
+def fingerprint(config: ConfigDict, place: Place) -> str:
+  """Returns a hash of the fields that decide the result of a run.
+
+  Of the states of the pretraining run only the one that this run starts from
+  decides.
+  """
   settings = json.loads(json.dumps(config.to_dict()))
+  states = settings["init"].pop("states")
+  if states and place.encoder == "main":
+    index = (place.seed - config.seed) % len(states)
+    settings["init"]["state"] = states[index]
   for name in NOT_OF_A_RUN:
     settings.pop(name)
   if config.model.head == "layer":
@@ -111,20 +119,23 @@ def fingerprint(config: ConfigDict) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_finished(place: pathlib.Path, config: ConfigDict) -> bool:
+def is_finished(
+  config: ConfigDict, workdir: pathlib.Path, place: Place
+) -> bool:
   """Whether a run has its result.
 
   Raises:
-    ValueError: it has the result of another config.
+    ValueError: it has the result of another config, or of another encoder.
   """
-  path = place / RESULT_FILE
+  path = folder(config, workdir, place) / RESULT_FILE
   if not path.exists():
     return False
-  result = json.loads(path.read_text())
-  if result["fingerprint"] != fingerprint(config):
+  result, expected = json.loads(path.read_text()), fingerprint(config, place)
+  if result["fingerprint"] != expected:
     raise ValueError(
-      f"{path} is the result of another config ({result['fingerprint']}, this "
-      f"is {fingerprint(config)}); give another --workdir, or remove {place}"
+      f"{path} is the result of another config or encoder "
+      f"({result['fingerprint']}, this is {expected}); give another "
+      f"--workdir, or remove {path.parent}"
     )
   return True
 
@@ -199,7 +210,7 @@ def write_run(
   temporary.replace(place_folder / PREDICTIONS_FILE)
   result = {
     **place._asdict(),
-    "fingerprint": fingerprint(config),
+    "fingerprint": fingerprint(config, place),
     "selection": config.evaluation.selection,
     "step": step,
     "saved": saved,

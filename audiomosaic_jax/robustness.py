@@ -7,10 +7,11 @@ every classifier hears the same degraded clips.
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
+import numpy as np
 import tqdm
 
 from audiomosaic_jax import (
@@ -25,7 +26,7 @@ from audiomosaic_jax import (
   results,
   tables,
 )
-from audiomosaic_jax.data import datasets, degrade, wrappers
+from audiomosaic_jax.data import datasets, degrade, supervised, wrappers
 from audiomosaic_jax.data.sources import Source
 from audiomosaic_jax.results import Method, Place, Predictions
 
@@ -62,22 +63,30 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
       "evaluate a probe that is trained, such as probe=linear"
     )
   found: Found = {}
-  places = [(m, place) for m in methods for place in m.places(trained)]
+  # Fold by fold, because each has its clips.
+  places = sorted(
+    ((m, place) for m in methods for place in m.places(trained)),
+    key=lambda item: item[1].fold,
+  )
+  check_encoder(trained, workdir, [place for _, place in places])
 
-  @functools.lru_cache(None)
+  @functools.lru_cache(1)
   def clips_of(fold: int) -> dict[tuple[str, str], Source]:
-    """Returns (split, degradation) -> clips, degraded once for everyone."""
-    kept = {"limit_bytes": trained.data.guard.cache_bytes}
+    """Returns (split, degradation) -> clips, kept as far as memory is given."""
+    splits = test_clips(settings, trained, workdir, fold)
+    share = len(splits) * len(degradations)
+    limit_bytes = trained.data.guard.cache_bytes // share
     return {
       (split, name): wrappers.CachedSource(
-        degrade.DegradedSource(source, degradation, seed=settings.seed), **kept
+        degrade.DegradedSource(source, degradation, seed=settings.seed),
+        limit_bytes=limit_bytes,
       )
-      for split, source in test_clips(settings, trained, workdir, fold).items()
+      for split, source in splits.items()
       for name, degradation in degradations.items()
     }
 
   bar = tqdm.tqdm(
-    total=len(places) * len(clips_of(0)),
+    total=len(places) * len(clips_of(places[0][1].fold)),
     unit="test",
     disable=jax.process_index() != 0,
   )
@@ -101,17 +110,43 @@ def test_clips(
   source = settings.source.to_dict()
   if not source:
     return classifier_setup.load_splits(trained, workdir, fold).tests
-  splits = settings.splits or (None,)
-  return {
-    split or "all": datasets.guard(
-      datasets.make_dataset(
-        split=split, sample_rate_hz=trained.fbank.sample_rate_hz, **source
-      ),
-      **trained.data.guard,
-      report_path=workdir / f"bad_clips_{settings.name}_{split or 'all'}.jsonl",
+  found = {}
+  for split in settings.splits or (None,):
+    name = split or "all"
+    clips = datasets.make_dataset(
+      split=split, sample_rate_hz=trained.fbank.sample_rate_hz, **source
     )
-    for split in splits
-  }
+    supervised.check_labelled(name, clips)
+    found[name] = datasets.guard(
+      clips,
+      **trained.data.guard,
+      report_path=workdir / f"bad_clips_{settings.name}_{name}.jsonl",
+    )
+  return found
+
+
+def check_encoder(
+  trained: ConfigDict, workdir: pathlib.Path, places: Sequence[Place]
+) -> None:
+  """Raises ValueError if heads were trained on another encoder than is there.
+
+  Also if a result is of another config than the one in the workdir.
+  """
+  heads = False
+  for place in places:
+    result, _ = results.read_run(trained, workdir, place)
+    results.is_finished(trained, workdir, place)
+    heads |= result["saved"] == "head" and place.encoder == "main"
+  run = encoder_source.find_run(trained.init.run) if heads else None
+  if run is None:
+    return
+  states = encoder_source.states(run)
+  if states != trained.init.states:
+    raise ValueError(
+      f"the heads in {workdir} were trained on states {trained.init.states} of "
+      f"{trained.init.run}, which now has {states}; probe it again in another "
+      "--workdir"
+    )
 
 
 def load_classifier(
@@ -130,9 +165,9 @@ def load_classifier(
     with_layer.model.layer = place.layer
   class_names = result["class_names"]
   model = classifier_setup.build_model(with_layer, len(class_names))
-  source = encoder_source.find_run(config.init.run)
-  if place.encoder == "random":
-    source = None
+  source = None
+  if result["saved"] == "head" and place.encoder == "main":
+    source = encoder_source.find_run(config.init.run)
   variables = classifier_setup.start_variables(
     model, with_layer, source, place.seed
   )
@@ -164,7 +199,9 @@ def write(
       "method": comparison.method_name(trained, method._asdict()),
       "split": split,
       "degradation": degradation,
-      "num_clips": len(comparison.pool(next(iter(parts.values())))["ids"]),
+      "num_clips": len(
+        np.unique(comparison.pool(next(iter(parts.values())))["ids"])
+      ),
       "metrics": comparison.metric_summary(parts, trained.evaluation),
     }
     for (method, split, degradation), parts in found.items()

@@ -15,7 +15,13 @@ import jax
 import ml_collections
 from absl import app, flags
 
-from audiomosaic_jax import experiment, masking, tables, throughput
+from audiomosaic_jax import (
+  experiment,
+  masking,
+  results,
+  tables,
+  throughput,
+)
 from configs import finetune, linear_eval, pretrain
 
 PEAK = flags.DEFINE_float("peak_tflops", 989.0, "Of the device; H100: 989.")
@@ -29,67 +35,76 @@ class Experiment(NamedTuple):
     name: of the experiment.
     config: file and argument.
     clips: per epoch.
-    tested: clips of one evaluation.
+    selected: validation clips, after every epoch.
+    tested: test clips, at the end.
   """
 
   name: str
   config: str
   clips: int
+  selected: int
   tested: int
 
 
 AUDIOSET = 20_383
 # Official sizes; copies of AudioSet lack some. Those of EnvSDD are counted in
-# its manifests; here they are a round number.
+# its manifests; here they are round numbers.
 EXPERIMENTS = (
-  Experiment("AudioSet-2M, pretraining", "pretrain.py", 2_042_985, 0),
+  Experiment("AudioSet-2M, pretraining", "pretrain.py", 2_042_985, 0, 0),
   Experiment(
-    "AudioSet-20K, fine-tuned", "finetune.py:dataset=as20k", 22_176, AUDIOSET
+    "AudioSet-20K, fine-tuned", "finetune.py:dataset=as20k", 22_176, 0, AUDIOSET
   ),
   Experiment(
-    "AudioSet-2M, fine-tuned", "finetune.py:dataset=as2m", 200_000, AUDIOSET
+    "AudioSet-2M, fine-tuned", "finetune.py:dataset=as2m", 200_000, 0, AUDIOSET
   ),
-  Experiment("ESC-50, fine-tuned", "finetune.py:dataset=esc50", 1_600, 400),
+  Experiment("ESC-50, fine-tuned", "finetune.py:dataset=esc50", 1_600, 0, 400),
   Experiment(
     "Speech Commands 2, fine-tuned",
     "finetune.py:dataset=spc2",
     84_843,
-    11_005 + 9_981,
+    9_981,
+    11_005,
   ),
   Experiment(
     "Speech Commands 1, fine-tuned",
     "finetune.py:dataset=spc1",
     51_088,
-    6_798 + 3_081,
+    6_798,
+    3_081,
   ),
   Experiment(
     "AudioSet-20K, linear",
     "linear_eval.py:dataset=as20k,augment=published",
     22_176,
+    0,
     AUDIOSET,
   ),
   Experiment(
     "AudioSet-20K, layer 10",
     "linear_eval.py:dataset=as20k,probe=layer,augment=published",
     22_176,
+    0,
     AUDIOSET,
   ),
   Experiment(
     "AudioSet-20K, attentive",
     "linear_eval.py:dataset=as20k,probe=attentive,augment=published",
     22_176,
+    0,
     AUDIOSET,
   ),
   Experiment(
     "AudioSet-2M, linear",
     "linear_eval.py:dataset=as2m,augment=published",
     200_000,
+    0,
     AUDIOSET,
   ),
   Experiment(
     "ESC-50, linear",
     "linear_eval.py:dataset=esc50,augment=published",
     1_600,
+    0,
     400,
   ),
   Experiment(
@@ -97,12 +112,14 @@ EXPERIMENTS = (
     "finetune.py:dataset=envsdd_ata",
     100_000,
     10_000,
+    40_000,
   ),
   Experiment(
     "EnvSDD TTA, 100,000 clips",
     "finetune.py:dataset=envsdd_tta",
     100_000,
     10_000,
+    40_000,
   ),
 )
 FILES = {
@@ -135,7 +152,7 @@ def clip_flops(config: ml_collections.ConfigDict, num_tokens: int) -> float:
 def supervised_flops(
   config: ml_collections.ConfigDict, row: Experiment
 ) -> float:
-  """Returns FLOPs of all folds of one seed: training and its evaluations."""
+  """Returns FLOPs of all folds and layers of one seed, with evaluations."""
   config = complete(config)
   grid = experiment.token_grid(config)
   every = grid[0] * grid[1]
@@ -152,10 +169,10 @@ def supervised_flops(
   passes = 1 if config.model.freeze_encoder else 3
   epochs = config.duration.total
   training = epochs * row.clips * passes * clip_flops(config, kept + 1)
-  selects = config.evaluation.selection != "last"
-  evaluations = 1 + (epochs if selects else 0)
-  testing = evaluations * row.tested * clip_flops(config, every + 1)
-  return config.folds * (training + testing)
+  evaluated = epochs * row.selected + row.tested
+  testing = evaluated * clip_flops(config, every + 1)
+  runs = config.folds * len(results.layers(config))
+  return runs * (training + testing)
 
 
 def flops(row: Experiment) -> float:

@@ -1,11 +1,12 @@
-"""Supervised fine-tuning, with the published values of every data set.
+"""Supervised fine-tuning, with the published values where there are any.
 
   python -m audiomosaic_jax.main --config=configs/finetune.py:dataset=esc50 \
     --workdir=runs/esc50 --config.init.run=runs/pretrain \
     --config.data.source.data_dir=ESC50_DIR
 
 Data sets: as20k as2m esc50 spc1 spc2 envsdd_ata envsdd_tta
-           folder  DIR/{train,test}/CLASS/*.wav
+           fsd50k vggsound (not in the paper)
+           folder    DIR/{train,test}/CLASS/*.wav
            task      the packaged notes, or DIR with a labels.csv of columns
                      path, label, split and maybe group
            manifest  DIR/{train,eval}.json in the published code's format, and
@@ -246,7 +247,8 @@ def task(config: ConfigDict) -> None:
   """A folder with a labels.csv, or "demo": as long as the run's clips."""
   config.name = "task"
   config.data.source = ConfigDict({"name": "task", "data_dir": "demo"})
-  config.data.splits.valid = "valid"
+  # A tenth of the training clips where folds leave that split out.
+  config.data.splits.update(valid="valid", valid_fraction=0.1)
   supervised.own_clips(config)
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import sklearn.metrics
+import soundfile
 import tiny_supervised as tiny
 
 from audiomosaic_jax import (
@@ -19,6 +20,7 @@ from audiomosaic_jax import (
   results,
   scores,
 )
+from audiomosaic_jax.data import sources, supervised
 from configs import pretrain as pretraining
 
 COUNTS = {"train": 16, "valid": 8, "test": 8}
@@ -109,11 +111,14 @@ def test_results_of_an_encoder_that_trained_on_are_not_taken_for_its_own(
   assert state.startswith("1@")
   config = tiny.probing(task, **{"init.run": str(run)})
   encoder_source.complete(config, encoder_source.find_run(str(run)))
-  folder = tmp_path / "runs" / "seed_0"
-  assert results.is_finished(folder, config)
+  place = results.Place("main", None, 0, 0)
+  assert results.is_finished(config, tmp_path, place)
+  # Another seed of the pretraining is no concern of this one.
+  config.init.states = (*config.init.states, "7@7")
+  assert results.is_finished(config, tmp_path, place)
   config.init.states = ("2@5",)
-  with pytest.raises(ValueError, match="result of another config"):
-    results.is_finished(folder, config)
+  with pytest.raises(ValueError, match="another config or encoder"):
+    results.is_finished(config, tmp_path, place)
 
 
 def test_an_unknown_baseline_is_refused(task, tmp_path):
@@ -135,6 +140,36 @@ def test_log_mel_statistics_tell_tones_apart(task, tmp_path):
     labels, windows.rows.argmax(1)
   )
   assert accuracy >= 0.75
+
+
+def test_a_class_that_no_training_clip_has_is_never_the_guess(tmp_path):
+  clips = {"train": "01", "test": "012"}
+  for split, classes in clips.items():
+    for index, name in enumerate(classes * 6):
+      path = tmp_path / f"{split}_{index}.wav"
+      time_s = np.arange(4_000) / 16_000
+      tone = np.sin(2 * np.pi * 500 * (1 + int(name)) * time_s)
+      soundfile.write(path, 0.3 * tone, 16_000)
+  sources_ = {
+    split: sources.FileSource(
+      [f"{split}_{i}.wav" for i in range(6 * len(classes))],
+      root=tmp_path,
+      spans=None,
+      labels=[(int(name),) for name in classes * 6],
+      class_names=("a", "b", "c"),
+      sample_rate_hz=16_000,
+    )
+    for split, classes in clips.items()
+  }
+  assert sources_["train"].multi_hot
+  splits = supervised.Splits(
+    sources_["train"], None, {"test": sources_["test"]}
+  )
+  logits = baseline.log_mel_logits(splits, tiny.probing().fallback.fbank)
+  guesses = logits["test"].rows.argmax(1)
+  assert 2 not in guesses
+  np.testing.assert_array_equal(guesses[0::3], 0)
+  np.testing.assert_array_equal(guesses[1::3], 1)
 
 
 def test_of_classes_without_a_training_clip_the_logit_is_the_lowest():

@@ -162,6 +162,9 @@ def test_classes_are_matched_by_name():
   np.testing.assert_array_equal(found.labels, [2, 1, 2])
   assert found.label_sets == [(2,), (1,), (2,)]
   assert found[1]["label"] == 1 and found[2]["label"] == 2
+  unlabelled = Clips([np.zeros(10)] * 2, [1, -1], ("dog", "cat"))
+  found = wrappers.ReclassedSource(unlabelled, ("bird", "cat", "dog"))
+  np.testing.assert_array_equal(found.labels, [1, -1])
   many = Clips(
     [np.zeros(10)] * 2, [[0, 1], [1]], ("dog", "cat"), multi_hot=True
   )

@@ -221,8 +221,18 @@ def test_folds_and_seeds_are_run_once_each_and_averaged(task, tmp_path, capsys):
   assert capsys.readouterr().out.count("finished before") == 6
   assert json.loads((tmp_path / "results.json").read_text()) == before
   config = tiny.probing(task, **{"folds": 3, "schedule.base_lr": 0.3})
-  with pytest.raises(ValueError, match="result of another config"):
+  with pytest.raises(ValueError, match="result of another config or encoder"):
     finetune.run(config, tmp_path)
+
+
+def test_own_clips_can_be_cut_into_folds_and_still_select_by_validation(
+  task, tmp_path
+):
+  config = tiny.probing(task, **{"folds": 2})
+  assert config.evaluation.selection == "valid"
+  finetune.run(config, tmp_path)
+  (row,) = json.loads((tmp_path / "results.json").read_text())["results"]
+  assert row["num_clips"] == sum(COUNTS.values())
 
 
 def test_a_seed_decides_everything(task, tmp_path):
@@ -319,7 +329,10 @@ def test_nothing_of_the_input_is_changed_when_nothing_is_asked_for():
       {"evaluation.selection": "last", "evaluation.patience": 3},
       "patience is 3 but selection is 'last'",
     ),
-    ({"data.splits.valid": ""}, "selection is 'valid' but .*valid_fraction"),
+    (
+      {"data.splits.valid": "", "data.splits.valid_fraction": 0.0},
+      "selection is 'valid' but .*valid_fraction",
+    ),
     ({"batch_size": 12}, "batch_size 12 is not divisible by 8"),
     ({"loss.class_weights": (1.0,)}, "1 values for 2 classes"),
   ],

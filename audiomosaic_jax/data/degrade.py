@@ -198,5 +198,6 @@ def _check_codec(encode: functools.partial, sample_rate_hz: int) -> None:
   except (soundfile.LibsndfileError, ValueError) as error:
     raise ValueError(
       f"libsndfile {soundfile.__libsndfile_version__} cannot encode "
-      f"{encode.keywords} ({error}); leave the codec out, or compress by less"
+      f"{encode.keywords} ({error}); leave the codec out, compress by less, "
+      "or test at another sample rate"
     ) from error

@@ -62,7 +62,8 @@ def load_splits(
     train: split to learn from; "" is all clips.
     valid: split to select by; "" is none, or a part of the training clips.
     test: splits to report on.
-    valid_fraction: share of the training clips to select by if `valid` is "".
+    valid_fraction: share of the training clips to select by if there is no
+      other; at least one group of them.
     fold: number of the fold, from 0.
     num_folds: how many; 1 is the splits as they are.
     seed: of the parts.
@@ -160,7 +161,8 @@ def _hold_out(splits: Splits, fraction: float, seed: int) -> Splits:
   if not 0 < fraction <= 0.5:
     raise ValueError(f"valid_fraction {fraction} is not above 0, up to 0.5")
   train = splits.train
-  num_parts = round(1 / fraction)
+  clips = range(len(train)) if train.groups is None else train.groups
+  num_parts = max(2, min(round(1 / fraction), len(set(clips))))
   part = assign_parts(train.label_sets, train.groups, num_parts, seed)
   return Splits(
     wrappers.SubsetSource(train, np.flatnonzero(part != 0).tolist()),
@@ -169,17 +171,22 @@ def _hold_out(splits: Splits, fraction: float, seed: int) -> Splits:
   )
 
 
+def check_labelled(name: str, source: Source) -> None:
+  """Raises ValueError for a clip without a label, where each must have one."""
+  if source.multi_hot:
+    return
+  for index, labels in enumerate(source.label_sets):
+    if not labels:
+      raise ValueError(
+        f"split {name!r}: {_where(source, index)} has no label; put the clip "
+        "into the folder of its class, or remove it"
+      )
+
+
 def _check_labels(name: str, source: Source) -> None:
   """Raises ValueError for clips that say nothing about classes."""
-  label_sets = source.label_sets
-  if not source.multi_hot:
-    for index, labels in enumerate(label_sets):
-      if not labels:
-        raise ValueError(
-          f"split {name!r}: {_where(source, index)} has no label; put the clip "
-          "into the folder of its class, or remove it"
-        )
-  layout.check_classes(label_sets, source.class_names, f"split {name!r}")
+  check_labelled(name, source)
+  layout.check_classes(source.label_sets, source.class_names, f"split {name!r}")
 
 
 def _check_same_classes(splits: Splits) -> None:

@@ -160,7 +160,8 @@ class ReclassedSource(Wrapper):
   def labels(self) -> np.ndarray:
     old = self.source.labels
     if old.ndim == 1:
-      return np.asarray(self._new, old.dtype)[old]
+      # -1 is a clip without a label.
+      return np.where(old < 0, old, np.asarray(self._new, old.dtype)[old])
     new = np.zeros((len(old), len(self.class_names)), old.dtype)
     new[:, self._new] = old
     return new
