@@ -9,7 +9,7 @@ from jaxtyping import Float
 from sklearn import linear_model, metrics, multiclass, pipeline, preprocessing
 
 from audiomosaic_jax import features, predict
-from audiomosaic_jax.data import supervised
+from audiomosaic_jax.data import audio_io, supervised
 from audiomosaic_jax.data.sources import Source
 
 # Inverse strengths of the penalty to choose from on the validation clips.
@@ -44,7 +44,10 @@ def log_mel_statistics(
     element = source[index]
     if int(element["id"]) != index:
       continue
-    waveform = element["waveform"]
+    # In 16 bits, as encoders hear it: the logarithm of what lies below tells
+    # decoders apart, not sounds.
+    pcm = audio_io.float_to_pcm16(element["waveform"])
+    waveform = audio_io.pcm16_to_float(pcm)
     num_frames = max(1 + (len(waveform) - frame) // shift, 1)
     # Whole seconds, so that few lengths are compiled.
     whole = -len(waveform) % fbank.sample_rate_hz
