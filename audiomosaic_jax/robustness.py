@@ -51,8 +51,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """
   settings = config.classifier
   trained = experiment.load_config(workdir)
-  if settings.max_windows is not None:
-    trained.evaluation.max_windows = settings.max_windows
   degradations = degrade.degradations(
     **settings.degradations, sample_rate_hz=trained.fbank.sample_rate_hz
   )
@@ -69,6 +67,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     key=lambda item: item[1].fold,
   )
   check_encoder(trained, workdir, [place for _, place in places])
+  # Only now: the results are of the config as it was.
+  if settings.max_windows is not None:
+    trained.evaluation.max_windows = settings.max_windows
 
   @functools.lru_cache(1)
   def clips_of(fold: int) -> dict[tuple[str, str], Source]:

@@ -80,6 +80,14 @@ def test_a_loaded_classifier_says_what_it_said_when_it_was_trained(
   assert list((tmp_path / "evaluations" / "test").glob("*.png"))
 
 
+def test_the_windows_of_a_clip_can_be_others_than_it_was_tested_with(
+  task, tmp_path
+):
+  finetune.run(tiny.probing(task), tmp_path)
+  evaluate.run(few(max_windows=2), tmp_path)
+  assert rows(tmp_path)[0]["num_clips"] == COUNTS["test"]
+
+
 def test_a_head_is_not_put_on_an_encoder_that_it_was_not_trained_on(
   task, tmp_path
 ):
