@@ -1,5 +1,7 @@
 """The row to beat: statistics of log-mel frames and a logistic regression."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -66,6 +68,13 @@ def logistic_regression(c: float, multi_label: bool):
   return pipeline.make_pipeline(preprocessing.StandardScaler(), model)
 
 
+def best(fit: Callable, values: Sequence, value_of: Callable):
+  """Returns the model, `fit(value)` for one of the values, of highest value."""
+  # Matrices this small are slower by ten times where threads share them.
+  with threadpoolctl.threadpool_limits(1):
+    return max(map(fit, values), key=value_of)
+
+
 def log_mel_logits(
   splits: supervised.Splits, fbank: ml_collections.ConfigDict
 ) -> dict[str, predict.Windows]:
@@ -98,18 +107,16 @@ def log_mel_logits(
       labels("valid")[:, present], model.decision_function(rows)[:, present]
     )
 
-  # Matrices this small are slower by ten times where threads share them.
-  with threadpoolctl.threadpool_limits(1):
-    if splits.valid is None:
-      best = fit(1.0)
-    else:
-      best = max(map(fit, STRENGTHS), key=value)
-  known = best.classes_
+  if splits.valid is None:
+    chosen = best(fit, (1.0,), lambda model: 0.0)
+  else:
+    chosen = best(fit, STRENGTHS, value)
+  known = chosen.classes_
   if multi_label:
     known = np.flatnonzero(labels("train").any(0))
 
   def logits(rows):
-    decision = best.decision_function(rows)
+    decision = chosen.decision_function(rows)
     if multi_label:
       decision = decision[:, known]
     return _spread(decision, known, num_classes)

@@ -14,7 +14,14 @@ import ml_collections
 import numpy as np
 from scipy import special
 
-from audiomosaic_jax import class_plots, report, results, scores, tables
+from audiomosaic_jax import (
+  class_plots,
+  files,
+  report,
+  results,
+  scores,
+  tables,
+)
 from audiomosaic_jax.results import Method
 from audiomosaic_jax.tables import Table
 
@@ -65,10 +72,10 @@ def write_summary(config: ConfigDict, workdir: pathlib.Path) -> dict:
     "published": list(config.published),
     "results": rows,
   }
-  results.write_text(workdir / "results.json", json_text(summary))
+  files.write_text(workdir / "results.json", json_text(summary))
   table = _table(config, rows)
   note = summary["selection_note"]
-  results.write_text(workdir / "results.md", f"{markdown(table)}\n\n{note}\n")
+  files.write_text(workdir / "results.md", f"{markdown(table)}\n\n{note}\n")
   _write_predictions(workdir / "predictions.csv", pooled, class_names)
   print(f"{tables.table_text(table)}\n{note}", flush=True)
   page = report.write_report(
@@ -167,13 +174,12 @@ def _table(config: ConfigDict, rows: list[dict]) -> Table:
   for line in config.published:
     name, _, value = line.rpartition(":")
     body.append([f"published: {name}", value.strip(), *["-"] * len(names)])
-  columns = [n if n == "d_prime" else f"{n} %" for n in names]
   caption = (
     f"{config.name}: mean ± std of {config.num_seeds} seed(s)"
     f"{f', {config.folds} folds' if config.folds > 1 else ''}"
     f" [{100 * config.evaluation.confidence:g} % interval over clips]"
   )
-  return Table(caption, ["result", *columns, "clips"], body)
+  return Table(caption, ["result", *map(column, names), "clips"], body)
 
 
 def method_name(config: ConfigDict, row: Mapping) -> str:
@@ -185,6 +191,11 @@ def method_name(config: ConfigDict, row: Mapping) -> str:
   if row["layer"] is not None:
     return f"{encoder}, layer {row['layer']}"
   return f"{encoder}, {'knn' if config.knn.k else config.model.head}"
+
+
+def column(metric: str) -> str:
+  """Returns the heading of a metric, which `cell` gives in percent or not."""
+  return metric if metric == "d_prime" else f"{metric} %"
 
 
 def cell(metric: str, value: Mapping) -> str:

@@ -16,15 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import ml_collections
 import numpy as np
-import threadpoolctl
-from sklearn import linear_model, neighbors, preprocessing
 from sklearn import metrics as sklearn_metrics
+from sklearn import neighbors, preprocessing
+from sklearn import pipeline as sklearn_pipeline
 
 from audiomosaic_jax import (
   baseline,
   checkpoint,
   experiment,
   features,
+  files,
   metrics,
   predict,
   sharding,
@@ -157,36 +158,36 @@ def probe_scores(
     labels: split -> [N].
     config: `config.probe`: the values of k and C to choose from.
   """
-  scaler = preprocessing.StandardScaler().fit(embeddings["train"])
-  x = {split: scaler.transform(rows) for split, rows in embeddings.items()}
 
   def knn(k):
-    model = neighbors.KNeighborsClassifier(k, metric="cosine")
-    return model.fit(x["train"], labels["train"])
+    return sklearn_pipeline.make_pipeline(
+      preprocessing.StandardScaler(),
+      neighbors.KNeighborsClassifier(k, metric="cosine"),
+    )
 
   def linear(c):
-    model = linear_model.LogisticRegression(
-      C=c, class_weight="balanced", max_iter=1000
-    )
-    return model.fit(x["train"], labels["train"])
+    return baseline.logistic_regression(c, multi_label=False)
 
   def score(model, split):
     return float(
       sklearn_metrics.balanced_accuracy_score(
-        labels[split], model.predict(x[split])
+        labels[split], model.predict(embeddings[split])
       )
     )
 
   scores = {}
-  # Matrices this small are slower by ten times where threads share them.
-  with threadpoolctl.threadpool_limits(1):
-    for name, fit, values in (
-      ("knn", knn, config.knn_neighbours),
-      ("linear", linear, config.linear_c),
-    ):
-      models = [fit(value) for value in values]
-      best = max(models, key=lambda model: score(model, "valid"))
-      scores[name] = score(best, "test")
+  for name, make, values in (
+    ("knn", knn, config.knn_neighbours),
+    ("linear", linear, config.linear_c),
+  ):
+    chosen = baseline.best(
+      lambda value, make=make: make(value).fit(
+        embeddings["train"], labels["train"]
+      ),
+      values,
+      lambda model: score(model, "valid"),
+    )
+    scores[name] = score(chosen, "test")
   return scores
 
 
@@ -285,9 +286,7 @@ def compare(
     return results
   path = workdir / "probes" / f"{task.name}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(results, indent=2) + "\n")
-  temporary.replace(path)
+  files.write_text(path, json.dumps(results, indent=2) + "\n")
   print(tables.table_text(results_table(task.name, results)), flush=True)
   return results
 

@@ -21,13 +21,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
       task folders.
     workdir: of the run.
   """
-  pretraining = experiment.load_config(workdir)
-  if pretraining.mode == "finetune":
+  trained = experiment.load_config(workdir)
+  if trained.mode == "finetune":
     robustness.run(config, workdir)
     return
   for name in task_names(config.tasks):
-    task = encoder_probe.load_task(name, pretraining)
-    encoder_probe.compare(pretraining, workdir, task)
+    task = encoder_probe.load_task(name, trained)
+    encoder_probe.compare(trained, workdir, task)
 
 
 def task_names(tasks: Sequence[str]) -> list[str]:

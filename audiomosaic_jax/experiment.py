@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from audiomosaic_jax import masking, throughput
+from audiomosaic_jax import files, masking, throughput
 from audiomosaic_jax.models import audiomosaic
 
 ConfigDict = ml_collections.ConfigDict
@@ -65,35 +65,46 @@ def count_steps(config: ConfigDict, num_clips: int) -> tuple[int, int]:
 
 def tokens_per_view(config: ConfigDict) -> dict[str, int]:
   """Returns view -> tokens that the blocks see, the class token included."""
+  layout = config.masking.layout
+  return {
+    view: num_tokens(config, layout=layout, **config.masking[view])
+    for view in VIEWS
+  }
+
+
+def num_tokens(config: ConfigDict, **mask: Any) -> int:
+  """Returns how many tokens a mask leaves to the blocks, with the class token.
+
+  Args:
+    config: the experiment.
+    **mask: arguments of `masking.keep_ids`; none hides nothing.
+  """
   grid = token_grid(config)
-  counts = {}
-  for view in VIEWS:
-    ids = jax.eval_shape(
-      functools.partial(
-        masking.keep_ids,
-        batch_size=1,
-        grid=grid,
-        layout=config.masking.layout,
-        **config.masking[view],
-      ),
-      jax.random.key(0),
+  kept = grid[0] * grid[1]
+  if mask:
+    keep_ids = functools.partial(
+      masking.keep_ids, batch_size=1, grid=grid, **mask
     )
-    counts[view] = ids.shape[1] + int(config.model.encoder.class_token)
-  return counts
+    kept = jax.eval_shape(keep_ids, jax.random.key(0)).shape[1]
+  return kept + int(config.model.encoder.class_token)
+
+
+def encoder_flops(config: ConfigDict, count: int) -> float:
+  """Returns the FLOPs of one clip of so many tokens, forward."""
+  encoder = config.model.encoder
+  return throughput.encoder_flops(
+    count,
+    patch_dim=encoder.patch_size**2,
+    width=encoder.width,
+    depth=encoder.depth,
+    mlp_ratio=encoder.mlp_ratio,
+  )
 
 
 def flops_per_pair(config: ConfigDict) -> float:
   """Returns the training FLOPs of one pair: forward, and backward as two."""
-  encoder = config.model.encoder
   return 3 * sum(
-    throughput.encoder_flops(
-      num_tokens,
-      patch_dim=encoder.patch_size**2,
-      width=encoder.width,
-      depth=encoder.depth,
-      mlp_ratio=encoder.mlp_ratio,
-    )
-    for num_tokens in tokens_per_view(config).values()
+    encoder_flops(config, count) for count in tokens_per_view(config).values()
   )
 
 
@@ -119,9 +130,7 @@ def save_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
   old = _flat(json.loads(path.read_text())) if path.exists() else new
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    files.write_text(path, text + "\n")
   return [
     f"config.{name} was {old.get(name)!r}, is now {new.get(name)!r}"
     for name in sorted(old.keys() | new.keys())

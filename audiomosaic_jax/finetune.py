@@ -334,17 +334,15 @@ def run_one(
     return True
   if place.encoder == "random":
     source = None
-  with_layer = config.copy_and_resolve_references()
-  if place.layer is not None:
-    with_layer.model.layer = place.layer
+  own = results.config_of(config, place)
   if config.knn.k:
     logits = classifier_setup.neighbour_logits(
-      with_layer, source, splits, place.seed, cache
+      own, source, splits, place.seed, cache
     )
     write(logits, step=0, saved="nothing")
     return True
   job = classifier_setup.build_job(
-    with_layer, source, splits, place.seed, folder, cache, make_train_step
+    own, source, splits, place.seed, folder, cache, make_train_step
   )
   chosen = train(job)
   if chosen is None:

@@ -14,7 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from audiomosaic_jax import predict, scores
+from audiomosaic_jax import files, predict, scores
 from audiomosaic_jax.data import supervised
 from audiomosaic_jax.data.sources import Source
 
@@ -83,6 +83,14 @@ def layers(config: ConfigDict) -> tuple[int | None, ...]:
   if config.model.head != "layer":
     return (None,)
   return config.layers or tuple(range(config.model.encoder.depth))
+
+
+def config_of(config: ConfigDict, place: Place) -> ConfigDict:
+  """Returns the config of one run, which says what layer it probes."""
+  own = config.copy_and_resolve_references()
+  if place.layer is not None:
+    own.model.layer = place.layer
+  return own
 
 
 def folder(
@@ -217,13 +225,15 @@ def write_run(
     "class_names": list(splits.train.class_names),
     "splits": described,
   }
-  write_text(place_folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+  files.write_text(
+    place_folder / RESULT_FILE, json.dumps(result, indent=2) + "\n"
+  )
 
 
-def read_run(
+def read_result(
   config: ConfigDict, workdir: pathlib.Path, place: Place
-) -> tuple[dict, dict[str, Predictions]]:
-  """Returns (result, test split -> predictions) of a finished run.
+) -> dict:
+  """Returns the result of a finished run.
 
   Raises:
     FileNotFoundError: it has not finished.
@@ -234,7 +244,19 @@ def read_run(
       f"{path} has no {RESULT_FILE}; finish the run with the command that "
       "began it"
     )
-  result = json.loads((path / RESULT_FILE).read_text())
+  return json.loads((path / RESULT_FILE).read_text())
+
+
+def read_run(
+  config: ConfigDict, workdir: pathlib.Path, place: Place
+) -> tuple[dict, dict[str, Predictions]]:
+  """Returns (result, test split -> predictions) of a finished run.
+
+  Raises:
+    FileNotFoundError: it has not finished.
+  """
+  result = read_result(config, workdir, place)
+  path = folder(config, workdir, place)
   splits = {name: {} for name in result["splits"]}
   with np.load(path / PREDICTIONS_FILE) as stored:
     for name in stored.files:
@@ -245,10 +267,3 @@ def read_run(
 
 def _hash_ids(ids: Iterable[str]) -> str:
   return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is there whole or not at all."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text)
-  temporary.replace(path)

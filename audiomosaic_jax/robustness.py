@@ -21,6 +21,7 @@ from audiomosaic_jax import (
   comparison,
   encoder_source,
   experiment,
+  files,
   predict,
   report,
   results,
@@ -135,7 +136,7 @@ def check_encoder(
   """
   heads = False
   for place in places:
-    result, _ = results.read_run(trained, workdir, place)
+    result = results.read_result(trained, workdir, place)
     results.is_finished(trained, workdir, place)
     heads |= result["saved"] == "head" and place.encoder == "main"
   run = encoder_source.find_run(trained.init.run) if heads else None
@@ -160,18 +161,14 @@ def load_classifier(
     workdir: of the experiment.
     place: which of its runs.
   """
-  result, _ = results.read_run(config, workdir, place)
-  with_layer = config.copy_and_resolve_references()
-  if place.layer is not None:
-    with_layer.model.layer = place.layer
+  result = results.read_result(config, workdir, place)
+  own = results.config_of(config, place)
   class_names = result["class_names"]
-  model = classifier_setup.build_model(with_layer, len(class_names))
+  model = classifier_setup.build_model(own, len(class_names))
   source = None
   if result["saved"] == "head" and place.encoder == "main":
     source = encoder_source.find_run(config.init.run)
-  variables = classifier_setup.start_variables(
-    model, with_layer, source, place.seed
-  )
+  variables = classifier_setup.start_variables(model, own, source, place.seed)
   wanted = dict(variables)
   if result["saved"] == "head":
     head = classifier_setup.without_encoder(variables["params"])
@@ -182,7 +179,7 @@ def load_classifier(
     folder / ("checkpoints" if last else "best"), wanted
   )
   variables |= saved | {"params": variables["params"] | saved["params"]}
-  classify = predict.make_window_fn(model, with_layer, "__call__")
+  classify = predict.make_window_fn(model, own, "__call__")
   return functools.partial(classify, variables), class_names
 
 
@@ -211,9 +208,9 @@ def write(
   folder.mkdir(exist_ok=True)
   summary = {"of": trained.name, "settings": config.classifier.to_dict()}
   text = comparison.json_text(summary | {"results": rows})
-  results.write_text(folder / f"{name}.json", text)
+  files.write_text(folder / f"{name}.json", text)
   table = degradation_table(trained, rows)
-  results.write_text(folder / f"{name}.md", comparison.markdown(table) + "\n")
+  files.write_text(folder / f"{name}.md", comparison.markdown(table) + "\n")
   print(tables.table_text(table), flush=True)
   metric = trained.evaluation.metrics[0]
   page = report.write_report(
@@ -245,10 +242,10 @@ def degradation_table(trained: ConfigDict, rows: list[dict]) -> tables.Table:
     name = f"{row['split']}, {row['degradation']}"
     cell = comparison.cell(metric, row["metrics"][metric])
     body.setdefault(name, {})[row["method"]] = cell
-  percent = "" if metric == "d_prime" else " %"
+  confidence = 100 * trained.evaluation.confidence
   caption = (
-    f"{trained.name}: {metric}{percent}, mean ± std of {trained.num_seeds} "
-    f"seed(s) [{100 * trained.evaluation.confidence:g} % interval over clips]"
+    f"{trained.name}: {comparison.column(metric)}, mean ± std of "
+    f"{trained.num_seeds} seed(s) [{confidence:g} % interval over clips]"
   )
   lines = [[name, *(cells[m] for m in methods)] for name, cells in body.items()]
   return tables.Table(caption, ["clips", *methods], lines)

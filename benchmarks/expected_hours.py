@@ -8,19 +8,16 @@ out decoding, which the host does meanwhile if it keeps up. Peaks of devices
 are in audiomosaic_jax/throughput.py.
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
 import ml_collections
 from absl import app, flags
 
 from audiomosaic_jax import (
+  encoder_source,
   experiment,
-  masking,
   results,
   tables,
-  throughput,
 )
 from configs import finetune, linear_eval, pretrain
 
@@ -129,48 +126,21 @@ FILES = {
 }
 
 
-def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Returns the config with a ViT-B/16 where it leaves the encoder to a run."""
-  given = config.fallback
-  config.model.encoder.update(given.model.encoder)
-  config.fbank.update(given.fbank)
-  return config
-
-
-def clip_flops(config: ml_collections.ConfigDict, num_tokens: int) -> float:
-  """Returns FLOPs of the encoder for one clip of so many tokens, forward."""
-  encoder = config.model.encoder
-  return throughput.encoder_flops(
-    num_tokens,
-    patch_dim=encoder.patch_size**2,
-    width=encoder.width,
-    depth=encoder.depth,
-    mlp_ratio=encoder.mlp_ratio,
-  )
-
-
 def supervised_flops(
   config: ml_collections.ConfigDict, row: Experiment
 ) -> float:
   """Returns FLOPs of all folds and layers of one seed, with evaluations."""
-  config = complete(config)
-  grid = experiment.token_grid(config)
-  every = grid[0] * grid[1]
-  kept = every
-  if config.masking.mode != "none":
-    ids = jax.eval_shape(
-      functools.partial(
-        masking.keep_ids, batch_size=1, grid=grid, **config.masking
-      ),
-      jax.random.key(0),
-    )
-    kept = ids.shape[1]
+  encoder_source.complete(config, None)
+  mask = config.masking if config.masking.mode != "none" else {}
+  trained = experiment.encoder_flops(
+    config, experiment.num_tokens(config, **mask)
+  )
+  tested = experiment.encoder_flops(config, experiment.num_tokens(config))
   # Forward, and twice as much backward; nothing backward if frozen.
   passes = 1 if config.model.freeze_encoder else 3
   epochs = config.duration.total
-  training = epochs * row.clips * passes * clip_flops(config, kept + 1)
-  evaluated = epochs * row.selected + row.tested
-  testing = evaluated * clip_flops(config, every + 1)
+  training = epochs * row.clips * passes * trained
+  testing = (epochs * row.selected + row.tested) * tested
   runs = config.folds * len(results.layers(config))
   return runs * (training + testing)
 

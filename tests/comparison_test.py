@@ -21,7 +21,6 @@ from audiomosaic_jax import (
   scores,
 )
 from audiomosaic_jax.data import sources, supervised
-from configs import pretrain as pretraining
 
 COUNTS = {"train": 16, "valid": 8, "test": 8}
 
@@ -35,16 +34,7 @@ def task(tmp_path_factory):
 def run(tmp_path_factory):
   """Returns the workdir of a pretraining run of one step."""
   workdir = tmp_path_factory.mktemp("pretraining")
-  config = pretraining.get_config("smoke,time_ratio=0.5")
-  config.model.encoder.update(width=32, depth=2, num_heads=2)
-  config.fbank.num_mel_bins = 32
-  config.spectrogram.num_frames = 32
-  config.data.pipeline.clip_samples = 5_360
-  config.duration.update(total=1.0, warmup=0.0)
-  config.batch_size = 8
-  config.probe.task = ""
-  config.report = False
-  pretrain.run(config, workdir)
+  pretrain.run(tiny.pretraining(), workdir)
   return workdir
 
 

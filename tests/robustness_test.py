@@ -14,7 +14,6 @@ from audiomosaic_jax import (
   robustness,
 )
 from configs import evaluate as configs
-from configs import pretrain as pretraining
 
 COUNTS = {"train": 32, "valid": 8, "test": 24}
 
@@ -92,14 +91,7 @@ def test_a_head_is_not_put_on_an_encoder_that_it_was_not_trained_on(
   task, tmp_path
 ):
   pretrained = tmp_path / "pretrained"
-  config = pretraining.get_config("smoke,time_ratio=0.5")
-  config.model.encoder.update(width=32, depth=2, num_heads=2)
-  config.fbank.num_mel_bins = 32
-  config.spectrogram.num_frames = 32
-  config.duration.update(total=1.0, warmup=0.0)
-  config.data.pipeline.clip_samples = 5_360
-  config.batch_size = 8
-  config.probe.task, config.report = "", False
+  config = tiny.pretraining()
   pretrain.run(config, pretrained)
   config.duration.total = 2.0
   probing = tiny.probing(task, **{"init.run": str(pretrained)})

@@ -8,6 +8,7 @@ import soundfile
 from audiomosaic_jax import classifier_setup, encoder_source, finetune
 from configs import finetune as configs
 from configs import linear_eval
+from configs import pretrain as pretraining_configs
 
 RATE_HZ = 16_000
 
@@ -68,6 +69,19 @@ def probing(task=None, *, argument="dataset=task", **overrides):
   config = shrink(linear_eval.get_config(argument), **overrides)
   if task is not None:
     config.data.source.data_dir = str(task)
+  return config
+
+
+def pretraining():
+  """Returns a run of one step whose encoder fits `shrink`."""
+  config = pretraining_configs.get_config("smoke,time_ratio=0.5")
+  config.model.encoder.update(width=32, depth=2, num_heads=2)
+  config.fbank.num_mel_bins = 32
+  config.spectrogram.num_frames = 32
+  config.data.pipeline.clip_samples = 5_360
+  config.duration.update(total=1.0, warmup=0.0)
+  config.batch_size = 8
+  config.probe.task, config.report = "", False
   return config
 
 
