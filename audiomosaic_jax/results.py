@@ -22,6 +22,8 @@ ConfigDict = ml_collections.ConfigDict
 Predictions = dict[str, np.ndarray]
 
 RESULT_FILE, PREDICTIONS_FILE = "result.json", "predictions.npz"
+# Folder of the runs in a workdir.
+RUNS = "runs"
 # Fields that change no single run.
 NOT_OF_A_RUN = (
   *("num_seeds", "layers", "runtime", "published", "log_every", "baselines"),
@@ -104,7 +106,7 @@ def folder(
     parts.insert(0, f"layer_{place.layer}")
   if place.encoder != "main":
     parts.insert(0, place.encoder)
-  return workdir / "runs" / "_".join(parts)
+  return workdir / RUNS / "_".join(parts)
 
 
 def fingerprint(config: ConfigDict, place: Place) -> str:

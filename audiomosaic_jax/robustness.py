@@ -7,7 +7,7 @@ every classifier hears the same degraded clips.
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
@@ -15,7 +15,6 @@ import numpy as np
 import tqdm
 
 from audiomosaic_jax import (
-  checkpoint,
   class_plots,
   classifier_setup,
   comparison,
@@ -26,6 +25,7 @@ from audiomosaic_jax import (
   report,
   results,
   tables,
+  trained_classifier,
 )
 from audiomosaic_jax.data import datasets, degrade, supervised, wrappers
 from audiomosaic_jax.data.sources import Source
@@ -94,10 +94,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   )
   with bar:
     for method, place in places:
-      classify, class_names = load_classifier(trained, workdir, place)
+      classifier = trained_classifier.load(trained, workdir, place)
+      classify = predict.make_window_fn(
+        classifier.model, classifier.config, "__call__"
+      )
       for (split, name), source in clips_of(place.fold).items():
-        clips = wrappers.ReclassedSource(source, class_names)
-        arrays = results.predictions(classify(clips), clips)
+        clips = wrappers.ReclassedSource(source, classifier.class_names)
+        windows = classify(classifier.variables, clips)
+        arrays = results.predictions(windows, clips)
         by_seed = found.setdefault((method, split, name), {})
         by_seed.setdefault(place.seed, []).append(arrays)
         bar.update()
@@ -149,38 +153,6 @@ def check_encoder(
       f"{trained.init.run}, which now has {states}; probe it again in another "
       "--workdir"
     )
-
-
-def load_classifier(
-  config: ConfigDict, workdir: pathlib.Path, place: Place
-) -> tuple[Callable[[Source], predict.Windows], list[str]]:
-  """Returns (clips -> logits of their windows, names of the classes).
-
-  Args:
-    config: of the experiment, completed.
-    workdir: of the experiment.
-    place: which of its runs.
-  """
-  result = results.read_result(config, workdir, place)
-  own = results.config_of(config, place)
-  class_names = result["class_names"]
-  model = classifier_setup.build_model(own, len(class_names))
-  source = None
-  if result["saved"] == "head" and place.encoder == "main":
-    source = encoder_source.find_run(config.init.run)
-  variables = classifier_setup.start_variables(model, own, source, place.seed)
-  wanted = dict(variables)
-  if result["saved"] == "head":
-    head = classifier_setup.without_encoder(variables["params"])
-    wanted = {"params": head}
-  last = config.evaluation.selection == "last"
-  folder = results.folder(config, workdir, place)
-  saved = checkpoint.load_params(
-    folder / ("checkpoints" if last else "best"), wanted
-  )
-  variables |= saved | {"params": variables["params"] | saved["params"]}
-  classify = predict.make_window_fn(model, own, "__call__")
-  return functools.partial(classify, variables), class_names
 
 
 def write(

@@ -185,3 +185,56 @@ def test_sixteen_bits_round_trip_exactly_and_clip():
   np.testing.assert_array_equal(audio_io.float_to_pcm16(floats), integers)
   loud = np.array([-2.0, 1.0, 2.0], np.float32)
   assert audio_io.float_to_pcm16(loud).tolist() == [-32768, 32767, 32767]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+def test_blocks_of_a_file_are_its_samples(tmp_path, kind, rate_hz):
+  if kind == "opus" and rate_hz == 44_100:
+    rate_hz = 48_000
+  noise = np.random.default_rng(0).normal(size=(3 * rate_hz, 2)) * 0.1
+  path = tmp_path / f"clip.{kind}"
+  path.write_bytes(encode(noise.astype(np.float32), rate_hz, kind))
+  whole = audio_io.load_audio(path, sample_rate_hz=RATE_HZ)
+  blocks = list(
+    audio_io.stream_audio(path, sample_rate_hz=RATE_HZ, block_s=0.37)
+  )
+  assert len(blocks) > 5
+  joined = np.concatenate(blocks)
+  assert len(joined) == len(whole)
+  np.testing.assert_allclose(joined, whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "samples, reason",
+  [
+    (np.zeros(8_000), "silent"),
+    (np.zeros(0), "empty"),
+    (np.r_[np.ones(4_000) * 0.1, np.nan], "NaN"),
+  ],
+)
+def test_blocks_without_usable_sound_end_in_the_same_error(
+  tmp_path, samples, reason
+):
+  path = tmp_path / "clip.wav"
+  soundfile.write(path, samples.astype(np.float32), RATE_HZ, subtype="FLOAT")
+  with pytest.raises(audio_io.BadClipError, match=reason):
+    list(audio_io.stream_audio(path, sample_rate_hz=RATE_HZ, block_s=0.1))
+
+
+def test_blocks_of_a_file_that_is_cut_short_end_in_an_error(tmp_path):
+  path = tmp_path / "clip.flac"
+  noise = np.random.default_rng(0).normal(size=4 * RATE_HZ) * 0.1
+  contents = encode(noise.astype(np.float32), RATE_HZ, "flac")
+  path.write_bytes(contents[: len(contents) // 2])
+  with pytest.raises(audio_io.BadClipError, match=r"clip\.flac"):
+    list(audio_io.stream_audio(path, sample_rate_hz=RATE_HZ, block_s=0.5))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+  with pytest.raises(audio_io.BadClipError, match=r"gone\.wav: no such file"):
+    list(
+      audio_io.stream_audio(
+        tmp_path / "gone.wav", sample_rate_hz=RATE_HZ, block_s=1.0
+      )
+    )

@@ -8,6 +8,7 @@ bytes.
 import io
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import soundfile
@@ -84,6 +85,61 @@ def load_audio(
   return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
+def stream_audio(
+  path: str | os.PathLike, *, sample_rate_hz: int, block_s: float
+) -> Iterator[Float[np.ndarray, " n"]]:
+  """Decodes a file of any length, block by block.
+
+  Args:
+    path: of a file.
+    sample_rate_hz: rate of the result.
+    block_s: seconds of a block, about; memory is that of one.
+
+  Yields:
+    Mono samples, which joined are what `load_audio` returns, but for rounding
+    where the rate changes.
+
+  Raises:
+    BadClipError: as `load_audio`, possibly only after some blocks.
+  """
+  name = os.fspath(path)
+  if not os.path.isfile(path):
+    raise BadClipError(name, "no such file")
+  peak, decoded, produced = 0.0, 0, 0
+  try:
+    with soundfile.SoundFile(os.fsencode(path)) as file:
+      promised, rate_hz = file.frames, file.samplerate
+      resampler = soxr.ResampleStream(
+        rate_hz, sample_rate_hz, num_channels=1, quality="HQ"
+      )
+      while decoded < promised:
+        samples = file.read(
+          round(block_s * rate_hz), dtype="float32", always_2d=True
+        )
+        if not len(samples):
+          break
+        decoded += len(samples)
+        waveform = samples.mean(axis=1)
+        peak = float(np.maximum(peak, np.abs(waveform).max()))
+        if not np.isfinite(peak):
+          _check_peak(peak, name, decoded)
+        if rate_hz != sample_rate_hz:
+          waveform = resampler.resample_chunk(waveform)
+        produced += len(waveform)
+        yield waveform
+      if decoded and rate_hz != sample_rate_hz:
+        rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        produced += len(rest)
+        yield rest
+  except soundfile.LibsndfileError as error:
+    raise BadClipError(name, _explain(error, name)) from error
+  if decoded < (1 - MAX_MISSING_FRACTION) * promised:
+    raise BadClipError(
+      name, f"truncated: {decoded} of {promised} samples decode"
+    )
+  _check_peak(peak, name, produced)
+
+
 def _read(handle, name: str, start_s: float | None, end_s: float | None):
   """Returns [frames, channels] float32 and the rate of the file."""
   with soundfile.SoundFile(handle) as file:
@@ -125,9 +181,13 @@ def _explain(error: soundfile.LibsndfileError, name: str) -> str:
 
 def _check(waveform: np.ndarray, name: str) -> None:
   """Raises BadClipError for samples nothing can be learnt from."""
-  if waveform.size == 0:
+  peak = float(np.abs(waveform).max()) if waveform.size else 0.0
+  _check_peak(peak, name, waveform.size)
+
+
+def _check_peak(peak: float, name: str, num_samples: int) -> None:
+  if not num_samples:
     raise BadClipError(name, "empty: no samples")
-  peak = np.abs(waveform).max()
   if not np.isfinite(peak):
     raise BadClipError(name, "holds NaN or infinite samples")
   if peak < SILENCE:

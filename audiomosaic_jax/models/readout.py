@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from audiomosaic_jax.models.vit import NORMS, ViT
 
@@ -104,12 +104,26 @@ def classify(
   return nn.Dense(num_classes, kernel_init=HEAD_INIT, name="head")(features)
 
 
+def _mean(
+  tokens: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None = None
+) -> Float[Array, "B D"]:
+  where = None if valid is None else valid[:, :, None]
+  return tokens.mean(axis=1, where=where)
+
+
+def _mean_no_cls(
+  tokens: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None = None
+) -> Float[Array, "B D"]:
+  return _mean(tokens[:, 1:], None if valid is None else valid[:, 1:])
+
+
+# (tokens, which are valid or None for all) -> one vector per example.
 POOLINGS = {
   # The published mean takes the class token in as one more token.
-  "mean": lambda tokens: tokens.mean(axis=1),
-  "mean_no_cls": lambda tokens: tokens[:, 1:].mean(axis=1),
-  "cls": lambda tokens: tokens[:, 0],
-  "fusion": lambda tokens: jnp.concatenate(
-    [tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1
+  "mean": _mean,
+  "mean_no_cls": _mean_no_cls,
+  "cls": lambda tokens, valid=None: tokens[:, 0],
+  "fusion": lambda tokens, valid=None: jnp.concatenate(
+    [tokens[:, 0], _mean_no_cls(tokens, valid)], axis=1
   ),
 }

@@ -24,7 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from audiomosaic_jax.models.positions import sincos_table
 
@@ -82,7 +82,9 @@ class Attention(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+  def __call__(
+    self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None
+  ) -> Float[Array, "B N D"]:
     batch, length, width = x.shape
     qkv = _dense(3 * width, self.qkv_bias, self.dtype, "qkv")(x)
     qkv = qkv.reshape(batch, length, 3, self.num_heads, -1)
@@ -90,7 +92,8 @@ class Attention(nn.Module):
     if self.qk_norm:
       q = NORMS[self.norm](dtype=self.dtype, name="q_norm")(q)
       k = NORMS[self.norm](dtype=self.dtype, name="k_norm")(k)
-    x = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+    mask = None if valid is None else valid[:, None, None, :]
+    x = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(x.shape)
     return _dense(width, self.proj_bias, self.dtype, "proj")(x)
 
 
@@ -129,7 +132,10 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B N D"], drop_rate: Float[Array, ""]
+    self,
+    x: Float[Array, "B N D"],
+    drop_rate: Float[Array, ""],
+    valid: Bool[Array, "B N"] | None,
   ) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"] | None]:
     norm = functools.partial(NORMS[self.norm], dtype=self.dtype)
     attn = Attention(
@@ -143,7 +149,7 @@ class Block(nn.Module):
     )
     hidden = int(x.shape[-1] * self.mlp_ratio)
     mlp = Mlp(hidden, self.activation, self.proj_bias, self.dtype, name="mlp")
-    x = x + self._drop_path(attn(norm(name="norm1")(x)), drop_rate)
+    x = x + self._drop_path(attn(norm(name="norm1")(x), valid), drop_rate)
     x = x + self._drop_path(mlp(norm(name="norm2")(x)), drop_rate)
     return x, (x if self.return_layers else None)
 
@@ -210,6 +216,7 @@ class ViT(nn.Module):
     *,
     train: bool,
     return_layers: bool = False,
+    valid: Bool[Array, "B K"] | None = None,
   ) -> (
     Float[Array, "B N D"]
     | tuple[Float[Array, "B N D"], Float[Array, "depth B N D"]]
@@ -221,6 +228,8 @@ class ViT(nn.Module):
       keep_ids: ids of the tokens to encode, or None for all.
       train: stochastic depth on; needs the rng collection "drop_path".
       return_layers: also return the output of every block.
+      valid: False for tokens that no other token may attend to; their own
+        outputs mean nothing. None is all True.
 
     Returns:
       Tokens, the class token first if there is one; with return_layers also
@@ -244,9 +253,12 @@ class ViT(nn.Module):
       )
       cls = jnp.broadcast_to(cls + cls_pos, (x.shape[0], 1, self.width))
       x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
+      if valid is not None:
+        valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
     x = NORMS[self.norm](dtype=self.dtype, name="norm_pre")(x)
 
-    x, layers = self._blocks(train, return_layers)(x, self._drop_rates())
+    blocks = self._blocks(train, return_layers)
+    x, layers = blocks(x, self._drop_rates(), valid)
     if self.final_norm:
       x = NORMS[self.norm](dtype=self.dtype, name="norm")(x)
     return (x, layers) if return_layers else x
@@ -276,7 +288,7 @@ class ViT(nn.Module):
       REMAT[self.remat](Block),
       variable_axes={"params": 0},
       split_rngs={"params": True, "drop_path": True},
-      in_axes=0,
+      in_axes=(0, nn.broadcast),
       length=self.depth,
       unroll=self.scan_unroll,
     )

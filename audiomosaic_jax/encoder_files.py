@@ -1,0 +1,77 @@
+"""Loads an encoder from what a run or an import has left on disk."""
+
+import os
+import pathlib
+
+import jax
+
+from audiomosaic_jax import (
+  checkpoint,
+  embed_program,
+  experiment,
+  results,
+  trained_classifier,
+)
+from audiomosaic_jax.encoder import Encoder
+
+
+def load_encoder(
+  path: str | os.PathLike, *, dtype: str = "float32", batch_size: int = 16
+) -> Encoder:
+  """Loads an encoder; nothing that is stored there is executed.
+
+  Args:
+    path: workdir of a pretraining run, or the folder of one of its seeds;
+      workdir of a fine-tuning run, or the folder of one of its classifiers;
+      a folder that `import_torch` wrote. Without a seed it is the first.
+    dtype: of matrix products; "bfloat16" is faster on accelerators and
+      differs in the third digit.
+    batch_size: windows computed at once.
+
+  Raises:
+    FileNotFoundError: there is no run, or it has saved nothing yet.
+    ValueError: what is there does not fit its config.
+  """
+  folder = pathlib.Path(path).expanduser()
+  for workdir in (folder, *folder.parents[:2]):
+    if (workdir / experiment.CONFIG_FILE).exists():
+      break
+  else:
+    raise FileNotFoundError(
+      f"{folder} is not a run: neither it nor the two folders above have a "
+      f"{experiment.CONFIG_FILE}; give a workdir"
+    )
+  config = experiment.load_config(workdir)
+  if config.mode == "finetune" and (workdir / results.RUNS).is_dir():
+    place = _find_place(config, workdir, folder)
+    found = trained_classifier.load(config, workdir, place)
+    return Encoder(
+      found.config,
+      jax.device_get(found.variables),
+      found.class_names,
+      dtype=dtype,
+      batch_size=batch_size,
+    )
+  names = ()
+  if config.mode == "finetune":  # Imported.
+    names = config.class_names
+  elif folder == workdir:
+    folder = next(iter(experiment.seed_folders(config, workdir).values()))
+  model = embed_program.build_embedder(config, len(names), dtype)
+  abstract = embed_program.abstract_variables(model, config)
+  variables = jax.device_get(checkpoint.load_params(folder, abstract))
+  return Encoder(config, variables, names, dtype=dtype, batch_size=batch_size)
+
+
+def _find_place(
+  config, workdir: pathlib.Path, folder: pathlib.Path
+) -> results.Place:
+  """Returns the run that a folder belongs to, or the first of a workdir."""
+  places = [p for m in results.methods(config) for p in m.places(config)]
+  for place in places:
+    if folder in (workdir, results.folder(config, workdir, place)):
+      return place
+  raise FileNotFoundError(
+    f"{folder} is not one of the runs of {workdir}; give one of "
+    f"{workdir / results.RUNS}"
+  )

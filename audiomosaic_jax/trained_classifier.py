@@ -1,0 +1,65 @@
+"""A finished classifier, loaded as its result chose it."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from audiomosaic_jax import (
+  checkpoint,
+  classifier_setup,
+  encoder_source,
+  results,
+)
+
+ConfigDict = ml_collections.ConfigDict
+
+
+class Classifier(NamedTuple):
+  """What a run of `finetune` has left.
+
+  Attributes:
+    config: of the run.
+    model: a module of `models.heads`.
+    variables: of the model, encoder and head.
+    class_names: in the order of the logits.
+  """
+
+  config: ConfigDict
+  model: Any
+  variables: dict[str, Any]
+  class_names: tuple[str, ...]
+
+
+def load(
+  config: ConfigDict, workdir: pathlib.Path, place: results.Place
+) -> Classifier:
+  """Reads a classifier; a frozen encoder comes from its pretraining run.
+
+  Args:
+    config: of the experiment, completed.
+    workdir: of the experiment.
+    place: which of its runs.
+
+  Raises:
+    FileNotFoundError: it has not finished.
+  """
+  result = results.read_result(config, workdir, place)
+  own = results.config_of(config, place)
+  class_names = tuple(result["class_names"])
+  model = classifier_setup.build_model(own, len(class_names))
+  source = None
+  if result["saved"] == "head" and place.encoder == "main":
+    source = encoder_source.find_run(config.init.run)
+  variables = classifier_setup.start_variables(model, own, source, place.seed)
+  wanted = dict(variables)
+  if result["saved"] == "head":
+    head = classifier_setup.without_encoder(variables["params"])
+    wanted = {"params": head}
+  last = config.evaluation.selection == "last"
+  folder = results.folder(config, workdir, place)
+  saved = checkpoint.load_params(
+    folder / ("checkpoints" if last else "best"), wanted
+  )
+  variables |= saved | {"params": variables["params"] | saved["params"]}
+  return Classifier(own, model, variables, class_names)
