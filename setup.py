@@ -22,6 +22,7 @@ DEPENDENCIES = [
   "numpy>=2.0",
   "optax>=0.2.8",
   "orbax-checkpoint>=0.12.8",
+  "pyarrow>=16",
   "safetensors>=0.8",
   "scikit-learn>=1.5",
   "scipy>=1.13",
@@ -42,15 +43,28 @@ EXTRAS = {
   "tf": ["tensorflow-cpu>=2.21", "tensorboard>=2.19"],
   # Compiles for TPUs on a machine without one; matches jax 0.10.2.
   "aot": ["libtpu==0.0.42.*"],
-  "export": ["flatbuffers>=24.3"],
+  # The newest jax2onnx that takes the Orbax named above; later ones want
+  # orbax-checkpoint<0.11.37.
+  "export": [
+    "flatbuffers>=25.12",
+    "jax2onnx==0.12.5",
+    "onnx>=1.23",
+    "onnxruntime>=1.32",
+  ],
+  "export-tf": ["ai-edge-litert>=2.3", "tensorflow-cpu>=2.21"],
+  # Embedding on many machines, and into Zarr arrays.
+  "beam": ["apache-beam>=2.77"],
+  "zarr": ["zarr>=3.1"],
   "notebooks": ["jupyter>=1.1", "nbconvert>=7.16", "nbstripout>=0.8"],
   "dev": [
     "audiomentations>=0.43",
-    "beartype>=0.23",
+    "beartype>=0.22.9",
     "chex>=0.1.92",
+    "flatbuffers>=25.12",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "ruff>=0.14",
+    "zarr>=3.1",
   ],
 }
 

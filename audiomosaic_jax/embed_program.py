@@ -1,5 +1,6 @@
 """The program behind `encoder.Encoder`: from waveforms to embeddings."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,16 @@ def wanted_variables(
         f"says {leaf.shape}; were they changed apart?"
       )
   return traverse_util.unflatten_dict(chosen)
+
+
+def fingerprint(variables: dict[str, Any]) -> str:
+  """Returns what tells the variables of an encoder from others."""
+  digest = hashlib.sha256()
+  flat = traverse_util.flatten_dict(variables, sep="/")
+  for name in sorted(flat):
+    digest.update(name.encode())
+    digest.update(np.ascontiguousarray(flat[name]).tobytes())
+  return digest.hexdigest()[:16]
 
 
 def make_embed_fn(

@@ -43,6 +43,7 @@ class Encoder:
     geometry: frames and columns of its windows.
     sample_rate_hz: rate that recordings are resampled to.
     width: D, channels of a frame.
+    embedding_width: E, channels of an embedding.
     depth: blocks.
     hop_ms: from one column of patches to the next.
     window_s: what it can see at once.
@@ -86,6 +87,8 @@ class Encoder:
     self.geometry = embed_program.geometry(config)
     self.sample_rate_hz = config.fbank.sample_rate_hz
     self.width = config.model.encoder.width
+    fusion = self.model.pooling == "fusion"
+    self.embedding_width = (1 + fusion) * self.width
     self.depth = config.model.encoder.depth
     shift_ms = config.fbank.frame_shift_ms
     self.hop_ms = config.model.encoder.patch_size * shift_ms
@@ -166,6 +169,7 @@ class Encoder:
     hop_ms: float | int | None,
     overlap: float,
     layers: bool,
+    full_batches: bool = False,
     on_error: Callable[[int, ValueError], None] | None = None,
   ) -> Iterator[tuple[int, Embedding]]:
     """Embeds a stream of recordings, several at once.
@@ -175,6 +179,8 @@ class Encoder:
       hop_ms: as of `embed`.
       overlap: as of `embed`.
       layers: as of `embed`.
+      full_batches: compute the last windows in a batch of the full size, too:
+        fewer programs to compile, for a few rows too many.
       on_error: called with the index of a recording that cannot be read and
         the reason, and the others go on; None raises.
 
@@ -186,7 +192,7 @@ class Encoder:
       functools.partial(self.compute, return_layers=layers),
       self.geometry,
       offsets,
-      row_sizes=self._row_sizes,
+      row_sizes=self._row_sizes[-1:] if full_batches else self._row_sizes,
       column_sizes=halved(self.geometry.max_columns, MIN_COLUMNS),
     )
     for index, blocks in enumerate(clips):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_supervised
 
-from audiomosaic_jax import experiment
+from audiomosaic_jax import checkpoint, experiment
 from audiomosaic_jax.encoder import Encoder
 
 RATE_HZ = 16_000
@@ -49,3 +49,14 @@ def noise(seconds, seed=0):
   time_s = np.arange(len(samples)) / RATE_HZ
   tone = np.sin(2 * np.pi * 300 * time_s * (1 + 0.2 * time_s))
   return (0.05 * samples + 0.2 * tone).astype(np.float32)
+
+
+def write_run(folder, *, seed=0, **overrides):
+  """Writes what a pretraining run would have left; returns the folder."""
+  made = config(**overrides)
+  experiment.save_config(made, folder)
+  with checkpoint.Checkpointer(
+    folder / "checkpoints", keep_last=1, keep_every=0
+  ) as saved:
+    saved.save(0, variables_of(made, seed), None, {})
+  return folder
