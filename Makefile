@@ -4,9 +4,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := .venv-clients
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test test-slow lint bench tpu-aot clean
+.PHONY: help demo test test-slow lint bench clients tpu-aot clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -29,11 +30,15 @@ bench: $(BIN)/.installed-dev  ## Time the input pipeline and the training step.
 	$(BIN)/python -m benchmarks.input_pipeline
 	$(BIN)/python -m benchmarks.train_step
 
+clients: $(CLIENTS)/.installed  ## Run real benchmark clients on our adapters.
+	HF_HUB_OFFLINE=1 JAX_PLATFORMS=cpu $(CLIENTS)/bin/python -m pytest \
+	  tests/clients -m slow
+
 tpu-aot: $(BIN)/.installed-aot  ## Compile the full step for TPUs, on this CPU.
 	$(BIN)/python -m benchmarks.tpu_aot
 
 clean:  ## Remove the environment and everything that runs wrote.
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(CLIENTS) runs
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -51,3 +56,11 @@ $(BIN)/.installed-dev: setup.py | $(BIN)/python
 $(BIN)/.installed-aot: setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev,aot]'
 	@touch $@ $(BIN)/.installed $(BIN)/.installed-dev
+
+$(CLIENTS)/.installed: setup.py $(wildcard tests/clients/requirements*.txt)
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --editable '.[dev]' \
+	  --requirement tests/clients/requirements.txt
+	$(CLIENTS)/bin/python -m pip install --quiet --no-deps \
+	  --requirement tests/clients/requirements-no-deps.txt
+	@touch $@

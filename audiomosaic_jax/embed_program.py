@@ -44,9 +44,10 @@ def build_embedder(
   own = model.encoder.to_dict() | {"dtype": dtype, "remat": "none"}
   encoder = vit.ViT(grid=experiment.token_grid(config), **own)
   if "projector" in model:
+    projector = model.projector
     return embedder.Embedder(
       encoder=encoder,
-      projector=heads.Projector(**model.projector),
+      projector=projector and heads.Projector(**projector),
       pooling=model.pooling,
       use_fc_norm=model.use_fc_norm,
       num_classes=0,

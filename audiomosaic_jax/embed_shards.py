@@ -216,8 +216,10 @@ def embed(
   Of a recording that turns out bad on the way, nothing is kept.
   """
   rate_hz = encoder.sample_rate_hz
-  size = round(settings.segment_s * rate_hz)
-  hop = round(settings.segment_hop_s * rate_hz)
+  size, hop = (
+    round(seconds * rate_hz)
+    for seconds in (settings.segment_s, settings.segment_hop_s)
+  )
   # Of each part: recording, first sample, number of samples.
   parts: list[tuple[int, int, int]] = []
   num_samples = collections.Counter()
@@ -247,9 +249,6 @@ def embed(
           bad[index] = error
       progress(num_samples[index] / rate_hz)
 
-  def report(part, error):
-    bad[parts[part][0]] = error
-
   found = {}
   for part, out in encoder.embed_clips(
     clips(),
@@ -257,13 +256,9 @@ def embed(
     overlap=settings.overlap,
     layers=False,
     full_batches=True,
-    on_error=report,
+    on_error=lambda part, error: bad.update({parts[part][0]: error}),
   ):
-    if not settings.frames:  # Hours of them need not be held.
-      out = dataclasses.replace(
-        out, frames=out.frames[:0], timestamps_s=out.timestamps_s[:0]
-      )
-    found[part] = out
+    found[part] = out if settings.frames else _without_frames(out)
   rows = []
   for part, out in sorted(found.items()):
     index, start, length = parts[part]
@@ -271,6 +266,13 @@ def embed(
       end = start + (length or num_samples[index])
       rows.append(Part(chosen[index].id, start / rate_hz, end / rate_hz, out))
   return rows, bad
+
+
+def _without_frames(out: Embedding) -> Embedding:
+  """Returns what need not be held for hours."""
+  return dataclasses.replace(
+    out, frames=out.frames[:0], timestamps_s=out.timestamps_s[:0]
+  )
 
 
 def table(

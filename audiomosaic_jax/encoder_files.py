@@ -1,5 +1,6 @@
 """Loads an encoder from what a run or an import has left on disk."""
 
+import json
 import os
 import pathlib
 
@@ -9,9 +10,12 @@ from audiomosaic_jax import (
   checkpoint,
   embed_program,
   experiment,
+  import_torch,
   results,
+  torch_files,
   trained_classifier,
 )
+from audiomosaic_jax.adapters import huggingface
 from audiomosaic_jax.encoder import Encoder
 
 
@@ -23,7 +27,9 @@ def load_encoder(
   Args:
     path: workdir of a pretraining run, or the folder of one of its seeds;
       workdir of a fine-tuning run, or the folder of one of its classifiers;
-      a folder that `import_torch` wrote. Without a seed it is the first.
+      a folder that `import_torch` or `adapters.huggingface` wrote; or a
+      checkpoint that `import_torch` reads, of which nothing is told then.
+      Without a seed it is the first.
     dtype: of matrix products; "bfloat16" is faster on accelerators and
       differs in the third digit.
     batch_size: windows computed at once.
@@ -33,6 +39,19 @@ def load_encoder(
     ValueError: what is there does not fit its config.
   """
   folder = pathlib.Path(path).expanduser()
+  if _model_type(folder) == huggingface.MODEL_TYPE:
+    return huggingface.from_pretrained(
+      folder, dtype=dtype, batch_size=batch_size
+    )
+  if _is_published(folder):
+    imported = import_torch.read(folder)
+    return Encoder(
+      imported.config,
+      imported.variables,
+      _class_names(imported.config),
+      dtype=dtype,
+      batch_size=batch_size,
+    )
   for workdir in (folder, *folder.parents[:2]):
     if (workdir / experiment.CONFIG_FILE).exists():
       break
@@ -52,15 +71,35 @@ def load_encoder(
       dtype=dtype,
       batch_size=batch_size,
     )
-  names = ()
-  if config.mode == "finetune":  # Imported.
-    names = config.class_names
-  elif folder == workdir:
+  names = _class_names(config)
+  if config.mode == "pretrain" and folder == workdir:
     folder = next(iter(experiment.seed_folders(config, workdir).values()))
   model = embed_program.build_embedder(config, len(names), dtype)
   abstract = embed_program.abstract_variables(model, config)
   variables = jax.device_get(checkpoint.load_params(folder, abstract))
   return Encoder(config, variables, names, dtype=dtype, batch_size=batch_size)
+
+
+def _is_published(path: pathlib.Path) -> bool:
+  """Whether a path is a checkpoint of the published code, not a run."""
+  if path.suffix in torch_files.SUFFIXES:
+    return True
+  return any((path / name).exists() for name in torch_files.WEIGHT_FILES)
+
+
+def _model_type(path: pathlib.Path) -> str | None:
+  """Returns what a folder of the Hugging Face Hub says it holds, if it does."""
+  described = path / torch_files.SETTINGS_FILE
+  if not described.exists():
+    return None
+  return json.loads(described.read_text()).get("model_type")
+
+
+def _class_names(config) -> tuple[str, ...]:
+  """Returns the classes of an imported classifier, numbers if it has none."""
+  if config.mode == "pretrain":
+    return ()
+  return config.class_names or tuple(map(str, range(config.num_classes)))
 
 
 def _find_place(

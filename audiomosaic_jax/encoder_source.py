@@ -147,11 +147,14 @@ def load(
 
 def _shares_fc_norm(abstract: Params, config: ConfigDict, run: Run) -> bool:
   """Whether the norm after the pooling means the same in both models."""
-  if not (config.init.fc_norm and run.config.model.use_fc_norm):
+  if not config.init.fc_norm or "fc_norm" not in abstract:
     return False
-  if config.model.head != "linear" or "fc_norm" not in abstract:
+  theirs = run.config.model
+  # An imported classifier has a head, what was pretrained has a switch.
+  has_one = theirs.head == "linear" if "head" in theirs else theirs.use_fc_norm
+  if not has_one or config.model.head != "linear":
     return False
-  return config.model.pooling == run.config.model.pooling
+  return config.model.pooling == theirs.pooling
 
 
 def _check_sizes(ours: ConfigDict, theirs: ConfigDict, name: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from audiomosaic_jax import encoder_probe, experiment, robustness
+from audiomosaic_jax import encoder_probe, experiment, results, robustness
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -23,6 +23,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """
   trained = experiment.load_config(workdir)
   if trained.mode == "finetune":
+    if not (workdir / results.RUNS).is_dir():
+      raise ValueError(
+        f"{workdir} is an imported classifier, which was trained on no clips "
+        "that are known here; probe or fine-tune its encoder with "
+        f"--config.init.run={workdir}"
+      )
     robustness.run(config, workdir)
     return
   for name in task_names(config.tasks):

@@ -1,11 +1,23 @@
 """Encoders are loaded from whatever a run has left."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
+import safetensors.numpy
+import tiny_encoder
 import tiny_supervised as tiny
 
 import audiomosaic_jax as am
-from audiomosaic_jax import encoder_probe, experiment, finetune, pretrain
+from audiomosaic_jax import (
+  encoder_probe,
+  experiment,
+  finetune,
+  import_torch,
+  torch_settings,
+)
+from audiomosaic_jax.adapters import huggingface
 from audiomosaic_jax.data import datasets
 
 RATE_HZ = 16_000
@@ -14,11 +26,13 @@ COUNTS = {"train": 16, "valid": 8, "test": 8}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A pretraining run of two seeds."""
+  """What a pretraining run of two seeds leaves."""
   workdir = tmp_path_factory.mktemp("run")
-  config = tiny.pretraining()
-  config.num_seeds = 2
-  pretrain.run(config, workdir)
+  shape = {"spectrogram.num_frames": 32, "data.pipeline.clip_samples": 5_360}
+  for seed in range(2):
+    folder = workdir / f"seed_{seed}"
+    tiny_encoder.write_run(folder, seed=seed, num_seeds=2, **shape)
+    (folder / experiment.CONFIG_FILE).replace(workdir / experiment.CONFIG_FILE)
   return workdir
 
 
@@ -78,3 +92,36 @@ def test_what_is_no_run_is_refused_with_advice(run, tmp_path):
     am.load_encoder(tmp_path)
   with pytest.raises(AttributeError, match="load_decoder"):
     am.load_decoder  # noqa: B018
+
+
+def test_a_checkpoint_is_loaded_without_being_imported_first(tmp_path):
+  golden = np.load(pathlib.Path(__file__).parent / "golden/encoder_b.npz")
+  params = {
+    name.removeprefix("param/"): golden[name]
+    for name in golden.files
+    if name.startswith("param/")
+  }
+  settings = {
+    "num_heads": json.loads(str(golden["cfg_json"]))["num_heads"],
+    "audio_preprocessing": {"norm_mean": -4.0, "norm_std": 4.5},
+  }
+  (tmp_path / "config.json").write_text(json.dumps(settings))
+  safetensors.numpy.save_file(params, tmp_path / "model.safetensors")
+  choices = torch_settings.Choices(
+    num_heads=settings["num_heads"], statistics=(-4.0, 4.5)
+  )
+  imported = import_torch.read(tmp_path / "model.safetensors", choices)
+  import_torch.write(imported, tmp_path / "imported")
+  direct = am.load_encoder(tmp_path).embed(clip(), RATE_HZ)
+  through = am.load_encoder(tmp_path / "imported").embed(clip(), RATE_HZ)
+  np.testing.assert_array_equal(direct.embedding, through.embedding)
+
+
+def test_a_folder_in_the_form_of_the_hub_is_the_encoder_it_was(run, tmp_path):
+  encoder = am.load_encoder(run)
+  huggingface.save_pretrained(encoder, tmp_path / "hub")
+  again = am.load_encoder(tmp_path / "hub")
+  assert again.model == encoder.model
+  np.testing.assert_array_equal(
+    again.embed(clip(), RATE_HZ).z, encoder.embed(clip(), RATE_HZ).z
+  )

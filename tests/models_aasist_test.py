@@ -17,7 +17,7 @@ from models_heads_test import (
   tolerance,
 )
 
-from audiomosaic_jax import import_torch
+from audiomosaic_jax import torch_params
 from audiomosaic_jax.models import aasist, graphs
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -197,7 +197,7 @@ def test_initial_values_have_the_spread_of_the_published_ones(
   variables = jax.jit(init, compiler_options=QUICK)(jax.random.key(0), *inputs)
   for name in reversed(path.split("/")):
     variables = {kind: {name: leaf} for kind, leaf in variables.items()}
-  state = import_torch.to_torch(variables, ignored={})
+  state = torch_params.to_torch(variables, ignored={})
   assert len(state) >= 10
   for name, tensor in state.items():
     # Both spreads are estimates from `size` draws.

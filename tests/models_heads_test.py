@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_vit import TINY_VIT
 
-from audiomosaic_jax import import_torch, masking
+from audiomosaic_jax import masking, torch_params
 from audiomosaic_jax.models import heads
 from audiomosaic_jax.models.readout import POOLINGS
 
@@ -117,8 +117,8 @@ def golden_model(z, case):
   )
   x = z[f"{case}/x"] if f"{case}/x" in z.files else z["x"]
   fbank = jnp.asarray(x[:, 0])
-  ignore = import_torch.AASIST_UNUSED if head == "aasist" else ()
-  variables, _ = import_torch.from_torch(
+  ignore = torch_params.AASIST_UNUSED if head == "aasist" else ()
+  variables, _ = torch_params.from_torch(
     state_of(z, case), shapes_of(model, fbank), ignore=ignore
   )
   return model, variables, fbank

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_vit import TINY_VIT
 
-from audiomosaic_jax import import_torch, masking
+from audiomosaic_jax import masking, torch_params
 from audiomosaic_jax.models import vit
 from configs import common
 
@@ -72,7 +72,7 @@ def load_golden_encoder(z):
   state = {
     k.removeprefix("param/"): z[k] for k in z.files if k.startswith("param/")
   }
-  variables, ignored = import_torch.from_torch(
+  variables, ignored = torch_params.from_torch(
     state, {"params": {"encoder": shapes["params"]}}, ignore=()
   )
   assert set(ignored) == {"head.weight", "head.bias"}

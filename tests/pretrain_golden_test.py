@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from audiomosaic_jax import import_torch, losses, masking, optimizer
+from audiomosaic_jax import losses, masking, optimizer, torch_params
 from audiomosaic_jax.models import audiomosaic
 
 RUNS = ("pretrain", "pretrain_alt")
@@ -65,7 +65,7 @@ class Reference:
       lambda key: self.model.init(key, self.fbanks[0], None, train=False),
       jax.random.key(0),
     )
-    self.variables, _ = import_torch.from_torch(
+    self.variables, _ = torch_params.from_torch(
       self.named("param"), shapes, ignore=()
     )
 
@@ -188,7 +188,7 @@ def test_loss_and_accuracy_equal_the_reference(step):
 
 def test_every_gradient_equals_the_reference(step):
   reference, _, _, _, _, grads = step
-  actual = import_torch.to_torch({"params": grads}, ignored={})
+  actual = torch_params.to_torch({"params": grads}, ignored={})
   expected = reference.named("grad")
   frozen = set(reference.z["params_without_grad"].tolist())
   assert set(actual) == set(expected) | frozen
@@ -204,7 +204,7 @@ def test_every_gradient_equals_the_reference(step):
 def test_running_statistics_see_one_view_after_the_other(step):
   reference, _, _, _, stats, _ = step
   params = reference.variables["params"]
-  actual = import_torch.to_torch(
+  actual = torch_params.to_torch(
     {"params": params, "batch_stats": stats}, ignored={}
   )
   for name, value in reference.named("bn_after_two_views").items():
@@ -274,7 +274,7 @@ def test_three_adamw_steps_follow_the_reference(golden):
     assert float(norm) == pytest.approx(z["traj/grad_norm"][i], rel=5e-5)
     if i + 1 not in tolerances:
       continue
-    state = import_torch.to_torch(variables, ignored={})
+    state = torch_params.to_torch(variables, ignored={})
     compared = 0
     for name, value in reference.named(f"after_adamw_step{i + 1}").items():
       mask = has_gradient(reference, name)

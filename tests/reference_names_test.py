@@ -14,7 +14,7 @@ from models_heads_test import (
 )
 from tiny_vit import TINY_VIT
 
-from audiomosaic_jax import import_torch, reference_names
+from audiomosaic_jax import reference_names, torch_params
 from audiomosaic_jax.models import heads
 from configs import common
 
@@ -47,7 +47,7 @@ def table_of(head, num_classes, settings, num_frames=1024):
     **settings,
   )
   shapes = shapes_of(model, jnp.zeros((1, num_frames, 128)))
-  return import_torch.rename_table(shapes)
+  return torch_params.rename_table(shapes)
 
 
 def count(table, *, without=None):
@@ -68,7 +68,7 @@ def test_names_shapes_and_counts_are_those_of_the_published_model(experiment):
   stored = published()[experiment]
   unused = [r".*\.num_batches_tracked"]
   if "aasist" in experiment:
-    unused += [*import_torch.AASIST_UNUSED, *import_torch.IGNORED]
+    unused += [*torch_params.AASIST_UNUSED, *torch_params.IGNORED]
   expected = {
     name: tuple(tensor["shape"])
     for name, tensor in stored["state_dict"].items()
@@ -131,12 +131,12 @@ def test_round_trip_gives_back_every_byte_of_every_head(golden, case):
   z = golden("heads.npz")
   state = state_of(z, case)
   _, variables, _ = golden_model(z, case)
-  used = import_torch.to_torch(variables, ignored={})
+  used = torch_params.to_torch(variables, ignored={})
   assert set(used) <= set(state)
   for name, tensor in used.items():
     assert tensor.shape == state[name].shape
     assert tensor.tobytes() == state[name].tobytes(), name
-  unused = (*import_torch.AASIST_UNUSED, *import_torch.IGNORED)
+  unused = (*torch_params.AASIST_UNUSED, *torch_params.IGNORED)
   for name in set(state) - set(used):
     assert case == "aasist"
     assert any(re.fullmatch(pattern, name) for pattern in unused)
@@ -146,7 +146,7 @@ def test_norms_that_aasist_never_trains_must_be_ignored_by_name(golden):
   z = golden("heads.npz")
   model, _, fbank = golden_model(z, "aasist")
   with pytest.raises(ValueError, match=r"21 tensors.*encoder\.1\.0\.bn1"):
-    import_torch.from_torch(
+    torch_params.from_torch(
       state_of(z, "aasist"), shapes_of(model, fbank), ignore=(r"fc_norm\.bias",)
     )
 

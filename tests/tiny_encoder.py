@@ -1,5 +1,7 @@
 """Encoders that were never trained, for the tests of what reads them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,8 @@ RATE_HZ = 16_000
 def variables_of(config, seed=0):
   """Fresh variables, scattered so that every part has a visible effect."""
   model = experiment.build_model(config)
-  fresh = experiment.init_variables(model, config, jax.random.key(seed))
+  init = functools.partial(experiment.init_variables, model, config)
+  fresh = jax.jit(init)(jax.random.key(seed))
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: (

@@ -86,7 +86,7 @@ class Aasist(nn.Module):
 
   Reference: AudioMosaicAASIST of the published code; logits equal to 8e-5,
     where its own rounding is 9e-6. Differs from upstream: parameters that it
-    builds and never trains are not here (`import_torch.AASIST_UNUSED`).
+    builds and never trains are not here (`torch_params.AASIST_UNUSED`).
   """
 
   encoder: ViT

@@ -26,7 +26,8 @@ class AudioMosaic(nn.Module):
 
   Attributes:
     encoder: the Vision Transformer.
-    projector: head of the contrastive loss.
+    projector: head of the contrastive loss; None, of an encoder that was
+      imported without it, compares embeddings.
     pooling: a name in POOLINGS.
     use_fc_norm: normalise the pooled tokens (then the encoder's final norm
       is usually off).
@@ -39,7 +40,7 @@ class AudioMosaic(nn.Module):
   """
 
   encoder: ViT
-  projector: Projector
+  projector: Projector | None
   pooling: str
   use_fc_norm: bool
   temperature: float
@@ -103,7 +104,10 @@ class AudioMosaic(nn.Module):
     self, pooled: Float[Array, "B D"], *, train: bool
   ) -> Float[Array, "B E"]:
     """Returns z; batch statistics tie the examples, as in `__call__`."""
-    return self.projector(self._normed(pooled), train=train)
+    embedding = self._normed(pooled)
+    if self.projector is None:
+      return embedding
+    return self.projector(embedding, train=train)
 
   def embed(self, fbank: Float[Array, "B T F"]) -> Float[Array, "B D"]:
     """Embeds whole spectrograms, nothing masked, for downstream use.
@@ -176,7 +180,7 @@ def build(
   Args:
     grid: (time, freq) patches, which follow from the spectrogram's size.
     encoder: mapping with the other attributes of ViT.
-    projector: mapping with the attributes of Projector.
+    projector: mapping with the attributes of Projector, or None.
     **rest: the other attributes of AudioMosaic.
 
   Returns:
@@ -184,6 +188,6 @@ def build(
   """
   return AudioMosaic(
     encoder=ViT(grid=grid, **encoder),
-    projector=Projector(**projector),
+    projector=projector and Projector(**projector),
     **rest,
   )
