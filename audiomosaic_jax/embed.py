@@ -96,6 +96,7 @@ def run(runner_options: list[str]) -> tuple[int, int]:
     raise ValueError(f"unexpected arguments: {' '.join(runner_options)}")
   output = pathlib.Path(OUTPUT.value).expanduser()
   embed_output.check_format(output)
+  embed_output.check_absent(output)
   folder = embed_output.parts_folder(output)
   settings = embed_shards.Settings(
     encoder=ENCODER.value,
@@ -118,8 +119,9 @@ def run(runner_options: list[str]) -> tuple[int, int]:
     embed_beam.run(job, RUNNER.value, runner_options)
   else:
     embed_here(job)
-  while job.missing():
-    # No process may leave before the last has its shards.
+  # No process may leave before the last has its shards; process 0 then joins
+  # them, and takes them away.
+  while job.missing() and not embed_output.is_joined(job, output):
     time.sleep(POLL_S)
   if jax.process_index():
     return 0, len(found)

@@ -33,6 +33,17 @@ def check_format(output: pathlib.Path) -> None:
       ) from None
 
 
+def check_absent(output: pathlib.Path) -> None:
+  """Raises ValueError if there is an output that shards would replace."""
+  if output.exists() and parts_folder(output) != output:
+    raise ValueError(f"{output} exists; remove it, or give another --output")
+
+
+def is_joined(job: embed_shards.Job, output: pathlib.Path) -> bool:
+  """Whether the output is there, so that shards need not be."""
+  return job.folder != output and output.exists()
+
+
 def parts_folder(output: pathlib.Path) -> pathlib.Path:
   """Returns where the shards go: into the output if it is a folder of them."""
   if output.suffix == ".parquet":

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -208,6 +209,36 @@ def test_a_killed_job_goes_on_where_it_was(run, folder, whole, tmp_path):
   ]
 
 
+def test_two_processes_share_the_shards(run, folder, whole, tmp_path):
+  output = tmp_path / "out.npz"
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+  processes = [
+    subprocess.Popen(
+      command(run, folder, output, "--shard_size=2", "--max_bad_fraction=0.5"),
+      env=ENVIRONMENT
+      | {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(index),
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  outputs = [process.communicate(timeout=240) for process in processes]
+  assert [p.returncode for p in processes] == [0, 0], outputs
+  # Each had a bar of its own shards: 2 + 2 + 1 and 2 + 2 recordings.
+  assert "5/5" in outputs[0][1] and "4/4" in outputs[1][1]
+  table, _ = whole
+  stored = np.load(output)
+  assert list(stored["id"]) == table["id"]
+  np.testing.assert_allclose(stored["embedding"], table["embedding"], atol=2e-5)
+
+
 def test_too_many_bad_recordings_fail_after_the_good_are_written(
   run, folder, tmp_path
 ):
@@ -227,6 +258,7 @@ def test_too_many_bad_recordings_fail_after_the_good_are_written(
   ("more", "message"),
   [
     (["--output=out.csv"], r"ends in '\.csv'; use one of \.parquet"),
+    (["--output={tmp_path}/there.npz"], r"there\.npz exists; remove it"),
     (["--input=nowhere"], "nowhere: no audio there"),
     (["--segment_s=2", "--segment_hop_s=3"], "segment_hop_s is 3"),
     (["--encoder=nowhere"], "give a workdir"),
@@ -241,6 +273,8 @@ def test_a_mistake_is_told_before_anything_is_computed(
 
   from audiomosaic_jax import embed
 
+  (tmp_path / "there.npz").write_bytes(b"")
+  more = [item.format(tmp_path=tmp_path) for item in more]
   arguments = command(run, folder, tmp_path / "out.parquet", *more)[2:]
   with flagsaver.flagsaver():
     rest = flags.FLAGS(arguments)
