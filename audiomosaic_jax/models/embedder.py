@@ -69,7 +69,7 @@ class Embedder(nn.Module):
       "z": [B, Z] if there is a projector;
       "logits": [B, classes] if there is a classifier.
     """
-    bands, batch = self.encoder.grid[1], len(fbank)
+    bands, batch = self.encoder.grid[1], fbank.shape[0]
     ids = jnp.arange(max_columns * bands)
     valid = ids[None] < num_columns[:, None] * bands
     tokens = self.encoder(
@@ -82,7 +82,8 @@ class Embedder(nn.Module):
     tokens, layers = tokens if return_layers else (tokens, None)
     tokens = tokens.astype(jnp.float32)
     extra = int(self.encoder.class_token)
-    counted = jnp.pad(valid, ((0, 0), (extra, 0)), constant_values=True)
+    always = jnp.ones_like(valid[:, :extra])
+    counted = jnp.concatenate([always, valid], axis=1)
     embedding = self._normed(POOLINGS[self.pooling](tokens, counted))
 
     def columns(tokens):

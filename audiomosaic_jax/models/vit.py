@@ -254,7 +254,8 @@ class ViT(nn.Module):
       cls = jnp.broadcast_to(cls + cls_pos, (x.shape[0], 1, self.width))
       x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
       if valid is not None:
-        valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
+        always = jnp.ones_like(valid[:, :1])
+        valid = jnp.concatenate([always, valid], axis=1)
     x = NORMS[self.norm](dtype=self.dtype, name="norm_pre")(x)
 
     blocks = self._blocks(train, return_layers)

@@ -1,0 +1,400 @@
+"""Exported encoders say what the encoder says, each in its own runtime."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+import tiny_encoder as tiny
+import tiny_supervised
+from jax import export as jax_export
+
+from audiomosaic_jax import (
+  checkpoint,
+  classifier_setup,
+  encoder_source,
+  experiment,
+  export,
+  export_card,
+  export_formats,
+  export_parity,
+  export_program,
+  export_run,
+  features,
+)
+from audiomosaic_jax.encoder import Encoder
+from configs import pretrain
+
+RATE_HZ = tiny.RATE_HZ
+WINDOW = 20_720
+EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "use_params.py"
+FBANK = pretrain.get_config().fbank.to_dict()
+to_folder = functools.partial(
+  export.export_encoder, length_s=None, licence=None, training_data=None
+)
+
+
+def make_encoder(seed=0, **changes):
+  """An encoder as `tiny_encoder` makes them, initialised in one program."""
+  config = tiny.config(**changes)
+  variables = jax.jit(lambda: tiny.variables_of(config, seed))()
+  return place(config, jax.device_get(variables))
+
+
+def place(config, variables, class_names=(), dtype="float32"):
+  return Encoder(config, variables, class_names, dtype=dtype, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+  return make_encoder()
+
+
+@pytest.fixture(scope="module")
+def other():
+  return make_encoder(seed=1)
+
+
+@pytest.fixture(scope="module")
+def exported(encoder, tmp_path_factory):
+  """(folder, entries) of the formats that need no other runtime."""
+  pytest.importorskip("flatbuffers")
+  folder = tmp_path_factory.mktemp("exported")
+  names = ("params", "safetensors", "stablehlo")
+  return folder, to_folder(encoder, folder, export_formats.choose(names))
+
+
+def recordings(length):
+  [clips] = export_parity.demo_clips(RATE_HZ, [length])
+  return clips
+
+
+def close_to(encoder, outputs, clips, atol):
+  live = encoder.embed_batch(list(clips), RATE_HZ)
+  for name in export_program.output_names(encoder):
+    expected = np.stack([getattr(out, name) for out in live])
+    assert outputs[name].shape == expected.shape
+    np.testing.assert_allclose(outputs[name], expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+  "length", [400, 3_000, WINDOW - 1, WINDOW, WINDOW + 160, 50_000]
+)
+def test_the_program_is_the_encoder(encoder, length):
+  program = export_program.make_program(encoder, export_program.fft_log_mel)
+  clips = recordings(length)
+  close_to(encoder, jax.jit(program)(clips), clips, 5e-6)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"model.pooling": "cls", "model.encoder.qk_norm": True},
+    {"model.pooling": "mean_no_cls", "model.encoder.norm": "rmsnorm"},
+    {"model.encoder.class_token": False, "model.encoder.final_norm": True},
+    {"model.use_fc_norm": False, "model.encoder.scan_unroll": 2},
+  ],
+  ids=lambda changes: "+".join(changes),
+)
+def test_every_kind_of_encoder_has_its_program(changes):
+  encoder = make_encoder(**changes)
+  program = export_program.make_program(encoder, export_program.fft_log_mel)
+  clips = recordings(50_000)
+  close_to(encoder, jax.jit(program)(clips), clips, 2e-5)
+
+
+def test_the_program_of_a_classifier_has_its_logits():
+  config = tiny_supervised.fine_tuning()
+  encoder_source.complete(config, None)
+  config.model.encoder.dtype = "float32"
+  model = classifier_setup.build_model(config, 3)
+  variables = classifier_setup.start_variables(model, config, None, 0)
+  classifier = place(config, jax.device_get(variables), ("a", "b", "c"))
+  program = export_program.make_program(classifier, export_program.fft_log_mel)
+  clips = recordings(12_000)
+  close_to(classifier, jax.jit(program)(clips), clips, 5e-6)
+  assert export_program.output_names(classifier)[-1] == "logits"
+
+
+def test_other_clips_of_a_batch_change_nothing(encoder):
+  program = jax.jit(
+    export_program.make_program(encoder, export_program.conv_log_mel)
+  )
+  clips = recordings(30_000)
+  together = program(clips)
+  for i, clip in enumerate(clips):
+    alone = program(clip[None])
+    for name, rows in together.items():
+      np.testing.assert_allclose(alone[name][0], rows[i], atol=2e-6)
+  assert np.abs(np.diff(together["embedding"], axis=0)).max() > 0.1
+
+
+@pytest.mark.parametrize("length", [400, 479, 480, 481, 559, 560, 20_000])
+def test_a_symbolic_length_gives_the_same_spectrogram(length):
+  log_mel = jax.jit(functools.partial(export_program.fft_log_mel, **FBANK))
+  shape = jax_export.symbolic_shape("b, s", constraints=["s >= 400"])
+  symbolic = jax_export.export(log_mel)(
+    jax.ShapeDtypeStruct(shape, jnp.float32)
+  )
+  clips = recordings(length)
+  expected = jax.jit(functools.partial(features.log_mel_fbank, **FBANK))(clips)
+  np.testing.assert_array_equal(symbolic.call(clips), expected)
+
+
+def exact_log_mel(clips, *, num_mel_bins=128, **_):
+  """Returns Kaldi's log-mel filter bank, computed in float64."""
+  clips = np.asarray(clips)
+  frames = np.lib.stride_tricks.sliding_window_view(clips, 400, axis=-1)
+  frames = frames[:, ::160].astype(np.float64)
+  frames = frames - frames.mean(axis=-1, keepdims=True)
+  previous = np.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+  windowed = (frames - 0.97 * previous) * np.hanning(400)
+  power = np.abs(np.fft.rfft(windowed, 512)[..., :256]) ** 2
+  weights = features.mel_filter_bank(
+    sample_rate_hz=RATE_HZ,
+    fft_length=512,
+    num_mel_bins=num_mel_bins,
+    low_freq_hz=20.0,
+    high_freq_hz=8_000.0,
+  )
+  energies = np.maximum(power @ weights, features.EPSILON)
+  return np.log(energies).astype(np.float32)
+
+
+def test_the_convolution_is_the_fourier_transform():
+  clips = np.concatenate(export_parity.demo_clips(RATE_HZ, [WINDOW] * 8))
+  convolved = export_program.conv_log_mel(jnp.asarray(clips), **FBANK)
+  transformed = features.log_mel_fbank(clips, **FBANK)
+  exact = exact_log_mel(clips)
+  between = np.abs(convolved - transformed)
+  from_conv, from_fft = (np.abs(x - exact) for x in (convolved, transformed))
+  assert between.mean() < 1e-5 and between.max() < 5e-3
+  assert from_conv.max() < 3e-3
+  assert from_conv.mean() < from_fft.mean()
+
+
+def test_the_convolution_is_as_near_to_the_encoder_as_exact_spectrograms(
+  encoder,
+):
+  clips = np.concatenate(export_parity.demo_clips(RATE_HZ, [48_000] * 3))
+  live = encoder.embed_batch(list(clips), RATE_HZ)
+  convolved, exact = (
+    export_program.make_program(encoder, log_mel)(jnp.asarray(clips))
+    for log_mel in (export_program.conv_log_mel, exact_log_mel)
+  )
+  for name, allowed in (("embedding", 2e-5), ("frames", 3e-4)):
+    expected = np.stack([getattr(out, name) for out in live])
+    from_conv, from_exact = (
+      np.abs(out[name] - expected).max() for out in (convolved, exact)
+    )
+    assert from_conv < 2 * from_exact < allowed
+
+
+def test_the_convolution_hears_no_constant_offset():
+  clips = recordings(WINDOW)
+  log_mel = functools.partial(export_program.conv_log_mel, **FBANK)
+  moved, still = log_mel(jnp.asarray(clips + 0.25)), log_mel(jnp.asarray(clips))
+  assert np.abs(moved - still).mean() < 1e-4
+  silence = log_mel(jnp.full((1, 800), 0.25))
+  np.testing.assert_array_equal(silence, np.float32(np.log(features.EPSILON)))
+
+
+def test_files_say_what_the_encoder_says_in_a_process_of_their_own(exported):
+  _, entries = exported
+  for entry in entries.values():
+    assert entry["passed"] and entry["clips"] == 6
+    assert len(entry["lengths"]) == 3
+    assert 0 < max(entry["max_abs_difference"].values()) < 2e-5
+  assert entries["stablehlo"]["runtime"].keys() == {
+    *("python", "flatbuffers", "jax", "numpy")
+  }
+
+
+def test_tensors_are_those_of_the_encoder_bit_for_bit(encoder, exported):
+  import safetensors.numpy
+
+  folder, _ = exported
+  expected = export_formats.flat_variables(encoder)
+  found = safetensors.numpy.load_file(folder / "encoder.safetensors")
+  with np.load(folder / "params.npz") as stored:
+    for tensors in (found, dict(stored)):
+      assert tensors.keys() == expected.keys()
+      for name, tensor in expected.items():
+        np.testing.assert_array_equal(tensors[name], tensor)
+
+
+def test_one_program_is_for_all_platforms_and_refuses_less_than_a_frame(
+  encoder, exported
+):
+  file = exported[0] / "encoder.stablehlo"
+  program = jax_export.deserialize(bytearray(file.read_bytes()))
+  assert program.platforms == ("cpu", "cuda", "tpu")
+  clips = np.concatenate([recordings(400)] * 3)
+  close_to(encoder, program.call(clips), clips, 5e-6)
+  with pytest.raises(ValueError, match=r"shapes|s >= 400"):
+    program.call(clips[:, :399])
+
+
+def test_the_card_names_what_a_user_must_know(encoder, exported):
+  folder, entries = exported
+  text = (folder / "model_card.md").read_text()
+  spectrogram = encoder.config.spectrogram
+  for words in (
+    f"mean = {spectrogram.mean}, std = {spectrogram.std}",
+    "(fbank - mean) / (2 std)",
+    "Licence of the weights: not stated",
+    "recordings that come with AudioMosaic-JAX",
+    "float32 [B, 32]",
+    "`encoder.stablehlo`",
+    "export.deserialize",
+    '"weight_decay"',
+  ):
+    assert words in text
+  parity = json.loads((folder / "parity.json").read_text())
+  assert parity["formats"] == entries
+  assert "stablehlo" in (folder / "parity.md").read_text()
+
+
+def test_no_folder_of_the_machine_is_told():
+  tree = {"a": ("/data/audioset", "C:\\data\\x", "b/c"), "d": {"e": 1}}
+  assert export_card.without_folders(tree) == {
+    "a": ["audioset", "x", "b/c"],
+    "d": {"e": 1},
+  }
+
+
+@pytest.mark.parametrize("kind", ["other weights", "NaN"])
+def test_a_file_that_says_something_else_fails(encoder, other, kind, tmp_path):
+  if kind == "NaN":
+    variables = jax.tree.map(lambda x: x * np.float32("nan"), other.variables)
+    other = place(encoder.config, variables)
+  form = export_formats.FORMATS["params"]
+  wrong = dataclasses.replace(
+    form, write=lambda _, path, samples: form.write(other, path, samples)
+  )
+  with pytest.raises(RuntimeError, match=r"parity is missed.*params"):
+    to_folder(encoder, tmp_path, [wrong])
+  assert (tmp_path / "params.npz.unverified").exists()
+  assert not (tmp_path / "params.npz").exists()
+  stored = json.loads((tmp_path / "parity.json").read_text())
+  assert not stored["formats"]["params"]["passed"]
+  assert "NO" in (tmp_path / "parity.md").read_text()
+  assert "**not accepted**" in (tmp_path / "model_card.md").read_text()
+
+
+def test_a_file_that_does_not_run_is_an_error_with_its_words(encoder, tmp_path):
+  form = dataclasses.replace(
+    export_formats.FORMATS["params"],
+    write=lambda _, path, samples: path.write_bytes(b"no archive"),
+  )
+  with pytest.raises(RuntimeError, match=r"params.npz.unverified does not run"):
+    to_folder(encoder, tmp_path, [form])
+
+
+def test_formats_are_added_and_another_encoder_is_refused(
+  encoder, other, exported
+):
+  folder, entries = exported
+  again = export_formats.choose(["params"])
+  added = to_folder(encoder, folder, again)
+  assert list(added) == list(entries)
+  with pytest.raises(ValueError, match="holds an export of encoder"):
+    to_folder(other, folder, again)
+
+
+def test_what_cannot_be_exported_is_told_before_anything_is_written(
+  encoder, tmp_path
+):
+  output, params = tmp_path / "out", export_formats.choose(["params"])
+  half = place(encoder.config, encoder.variables, dtype="bfloat16")
+  with pytest.raises(ValueError, match=r'bfloat16.*dtype="float32"'):
+    to_folder(half, output, params)
+  with pytest.raises(ValueError, match=r"320 samples.*at least 0.025"):
+    to_folder(encoder, output, params, length_s=0.02)
+  assert not output.exists()
+  with pytest.raises(ValueError, match=r"caffe is unknown; choose from params"):
+    export_formats.choose(["params", "caffe"])
+  with pytest.raises(ValueError, match="unknown"):
+    export_formats.choose([])
+  lacking = dataclasses.replace(
+    export_formats.FORMATS["onnx"], packages=("onnx_of_tomorrow",)
+  )
+  with pytest.raises(
+    ImportError, match=r"of_tomorrow.*audiomosaic-jax\[export"
+  ):
+    export_formats.check_installed(lacking)
+
+
+def test_every_format_has_a_runtime():
+  assert export_run.RUNTIMES.keys() == export_formats.FORMATS.keys()
+  assert export_run.FORBIDDEN.keys() == export_formats.FORMATS.keys()
+
+
+def test_the_command_exports_a_run_and_the_example_reads_it(encoder, tmp_path):
+  run, output = tmp_path / "run", tmp_path / "out"
+  experiment.save_config(encoder.config, run)
+  with checkpoint.Checkpointer(
+    run / "checkpoints", keep_last=1, keep_every=0
+  ) as saved:
+    state = jax.tree.map(jnp.asarray, encoder.variables)
+    saved.save(1, state, None, {})
+  command = [sys.executable, "-m", "audiomosaic_jax.export"]
+  command += [f"--encoder={run}", f"--output={output}", "--format=params"]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert "params: params.npz" in done.stdout
+  clip, embedding = tmp_path / "clip.wav", tmp_path / "embedding.npy"
+  samples = recordings(50_000)[0]
+  soundfile.write(clip, samples, RATE_HZ, subtype="FLOAT")
+  example = [sys.executable, EXAMPLE, output, clip, embedding]
+  subprocess.run(example, check=True)
+  expected = encoder.embed(samples, RATE_HZ).embedding
+  np.testing.assert_allclose(np.load(embedding), expected, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("length_s", "width"), [(None, 32), (0.4, 32), (3.0, 512)]
+)
+def test_onnx_says_what_the_encoder_says(length_s, width, tmp_path):
+  onnx = pytest.importorskip("onnx")
+  pytest.importorskip("jax2onnx")
+  encoder = make_encoder(**{"model.encoder.width": width})
+  formats = export_formats.choose(["onnx"])
+  entry = to_folder(encoder, tmp_path, formats, length_s=length_s)["onnx"]
+  assert "jax" not in entry["runtime"]
+  [file] = tmp_path.glob("encoder*")  # Large tensors are not beside it.
+  onnx.checker.check_model(file)
+  clips = np.concatenate([recordings(entry["lengths"][0])] * 3)
+  # Other batches than that of the parity.
+  for some in (clips[:5], clips[:1]):
+    [outputs], _ = export_parity.run_elsewhere("onnx", file, [some])
+    close_to(encoder, outputs, some, 5e-4)
+
+
+@pytest.mark.slow
+def test_a_savedmodel_says_what_the_encoder_says(encoder, tmp_path):
+  pytest.importorskip("tensorflow")
+  formats = export_formats.choose(["savedmodel"])
+  entry = to_folder(encoder, tmp_path, formats)["savedmodel"]
+  assert 0 < max(entry["max_abs_difference"].values()) < 5e-5
+  assert entry["clips"] == 6
+  assert "jax" not in entry["runtime"] and "tensorflow" in entry["runtime"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length_s", [None, 0.4, 3.0])
+def test_tflite_says_what_the_encoder_says(encoder, length_s, tmp_path):
+  pytest.importorskip("tensorflow")
+  pytest.importorskip("ai_edge_litert")
+  formats = export_formats.choose(["tflite"])
+  entry = to_folder(encoder, tmp_path, formats, length_s=length_s)["tflite"]
+  assert 0 < entry["max_abs_difference"]["embedding"] < 2e-5
+  assert entry["runtime"].keys() == {"python", "ai_edge_litert", "numpy"}
