@@ -18,7 +18,7 @@ demo: $(BIN)/.installed  ## Pretrain on the packaged audio (CPU, under 10 minute
 	  --workdir=$(WORKDIR)
 
 test: $(BIN)/.installed-dev  ## Run the test suite.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 test-slow: $(BIN)/.installed-dev  ## Run the tests that take minutes each.
 	$(BIN)/python -m pytest -m slow

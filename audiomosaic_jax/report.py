@@ -110,8 +110,8 @@ def plot_masks(
     removed = np.ones(num_tokens, bool)
     removed[ids] = False
     pixels = removed.reshape(grid).repeat(patch_size, 0).repeat(patch_size, 1)
-    _spectrogram(ax, fbank, removed=pixels, frame_shift_ms=frame_shift_ms)
-    _mel_axis(ax, num_mel_bins, low_freq_hz, high_freq_hz)
+    draw_spectrogram(ax, fbank, removed=pixels, frame_shift_ms=frame_shift_ms)
+    draw_mel_axis(ax, num_mel_bins, low_freq_hz, high_freq_hz)
     kept = (
       f": {len(ids)} of {num_tokens} tokens stay" if name in keep_ids else ""
     )
@@ -171,7 +171,7 @@ def plot_neighbours(
         color = GREEN if same else VERMILION
         title = f"{'✓' if same else '✗'} {title}"
         ax.set_xlabel(f"cos {cosine[row, column - 1]:.3f}", fontsize=8)
-      _spectrogram(
+      draw_spectrogram(
         ax, fbanks[clip], removed=None, frame_shift_ms=frame_shift_ms
       )
       ax.set(xticks=[], yticks=[])
@@ -312,7 +312,7 @@ def _style(ax: Axes, *, xlabel: str, ylabel: str) -> None:
   ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
-def _spectrogram(
+def draw_spectrogram(
   ax: Axes,
   fbank: Float[np.ndarray, "T F"],
   *,
@@ -341,7 +341,7 @@ def _spectrogram(
   ax.spines[:].set_visible(False)
 
 
-def _mel_axis(
+def draw_mel_axis(
   ax: Axes, num_mel_bins: int, low_hz: Number, high_hz: Number
 ) -> None:
   """Labels mel bins with the frequencies at their centres."""
