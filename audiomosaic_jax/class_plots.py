@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn import calibration
 
-from audiomosaic_jax.report import BLUE, GREY, INK
+from audiomosaic_jax import calibration
+from audiomosaic_jax.report import BLUE, GREY, INK, VERMILION
 
 MAX_CLASSES = 60
 
@@ -103,28 +103,43 @@ def plot_layers(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
 def plot_reliability(
   confidence: Float[np.ndarray, " N"],
   correct: Float[np.ndarray, " N"],
-  num_bins: int = 10,
+  calibrated: Float[np.ndarray, " N"] | None = None,
 ) -> Figure:
   """Shows how often a guess is right against how sure it is.
 
   Args:
     confidence: probability of each guess.
     correct: 1 where the guess is right, else 0.
-    num_bins: bins of equally many guesses each.
+    calibrated: the probabilities after calibration; None draws none.
   """
-  shares, means = calibration.calibration_curve(
-    correct, confidence, n_bins=num_bins, strategy="quantile"
-  )
   figure = Figure(figsize=(4.6, 4.4), layout="constrained")
   ax = figure.subplots()
   ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-  ax.plot(means, shares, color=BLUE, marker="o")
+  series = {"as trained": (confidence, VERMILION, "o")}
+  if calibrated is None:
+    series = {"": (confidence, BLUE, "o")}
+  else:
+    series["calibrated"] = (calibrated, BLUE, "s")
+  for name, (values, color, marker) in series.items():
+    curve = calibration.reliability(values, correct)
+    ax.plot(
+      curve.confidence,
+      curve.right,
+      color=color,
+      marker=marker,
+      clip_on=False,
+      label=f"{name}: off by {100 * curve.error:.1f} points",
+    )
   ax.set(xlim=(0, 1), ylim=(0, 1))
   ax.set_xlabel("probability of the guess", color=INK)
   ax.set_ylabel("share of right guesses", color=INK)
   gap = confidence.mean() - correct.mean()
   words = "too sure" if gap > 0 else "not sure enough"
-  ax.set_title(f"on average {100 * abs(gap):.1f} points {words}", fontsize=10)
+  title = f"on average {100 * abs(gap):.1f} points {words}"
+  if calibrated is not None:
+    title += " as trained"
+    ax.legend(frameon=False, fontsize=9, loc="upper left", labelcolor=INK)
+  ax.set_title(title, fontsize=10)
   ax.spines[["top", "right"]].set_visible(False)
   return figure
 

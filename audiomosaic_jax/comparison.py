@@ -12,9 +12,9 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from scipy import special
 
 from audiomosaic_jax import (
+  calibration,
   class_plots,
   files,
   report,
@@ -22,10 +22,14 @@ from audiomosaic_jax import (
   scores,
   tables,
 )
-from audiomosaic_jax.results import Method
+from audiomosaic_jax.calibration import Calibration
+from audiomosaic_jax.results import Method, evaluation
 from audiomosaic_jax.tables import Table
 
 ConfigDict = ml_collections.ConfigDict
+
+# With more classes, predictions.csv has no column for each.
+MAX_PROBABILITIES = 100
 
 
 def write_summary(config: ConfigDict, workdir: pathlib.Path) -> dict:
@@ -42,10 +46,7 @@ def write_summary(config: ConfigDict, workdir: pathlib.Path) -> dict:
   """
   rows, pooled = [], {}
   for method in results.methods(config):
-    runs = [
-      results.read_run(config, workdir, place)
-      for place in method.places(config)
-    ]
+    runs = [read_run(config, workdir, p) for p in method.places(config)]
     for split in runs[0][1]:
       parts: dict[int, list] = {}
       for result, predictions in runs:
@@ -57,6 +58,7 @@ def write_summary(config: ConfigDict, workdir: pathlib.Path) -> dict:
           **method._asdict(),
           "split": split,
           "metrics": metric_summary(parts, config.evaluation),
+          "calibration": _calibration(runs, pooled[method, split]),
           **_clips(details, pooled[method, split]),
         }
       )
@@ -73,20 +75,67 @@ def write_summary(config: ConfigDict, workdir: pathlib.Path) -> dict:
     "results": rows,
   }
   files.write_text(workdir / "results.json", json_text(summary))
-  table = _table(config, rows)
+  shown = [_table(config, rows), *_calibration_tables(config, rows)]
   note = summary["selection_note"]
-  files.write_text(workdir / "results.md", f"{markdown(table)}\n\n{note}\n")
+  text = "\n\n".join([*map(markdown, shown), note])
+  files.write_text(workdir / "results.md", f"{text}\n")
   _write_predictions(workdir / "predictions.csv", pooled, class_names)
-  print(f"{tables.table_text(table)}\n{note}", flush=True)
+  for table in shown:
+    print(tables.table_text(table), flush=True)
+  print(note, flush=True)
   page = report.write_report(
     workdir / "report.html",
     title=f"AudioMosaic: {config.name}",
     figures=_figures(config, rows, pooled, class_names),
-    tables=[table],
+    tables=shown,
     text=[f"Encoder from {summary['initialised_from']}. {note}"],
   )
   print(f"report: {page}", flush=True)
   return summary
+
+
+def read_run(
+  config: ConfigDict, workdir: pathlib.Path, place: results.Place
+) -> tuple[dict, dict[str, results.Predictions]]:
+  """Returns (result, test split -> predictions), calibrated where they can be.
+
+  The result has the run's "calibration", None without one. Predictions have
+  "decisions" [N, C] and, unless they are votes, "probabilities" [N, C].
+  """
+  result, predictions = results.read_run(config, workdir, place)
+  fitted = calibration.read(results.folder(config, workdir, place))
+  link = result["link"]
+  state = fitted or Calibration(link or calibration.SOFTMAX, 1.0, None)
+  for arrays in predictions.values():
+    arrays["decisions"] = state.decisions(arrays["logits"])
+    if link is not None:
+      arrays["probabilities"] = state.probabilities(arrays["logits"])
+  return result | {"calibration": fitted}, predictions
+
+
+def _calibration(runs: list, pooled: Mapping) -> dict | None:
+  """Returns how far probabilities of a split are off; None of votes.
+
+  "before" is as trained, "after" is calibrated, None without validation clips;
+  both are means over the seeds. "temperatures" has one for every run.
+  """
+  link = runs[0][0]["link"]
+  if link is None:
+    return None
+  fitted = [result["calibration"] for result, _ in runs]
+  before, after = [], []
+  for arrays in pooled.values():
+    plain = Calibration(link, 1.0, None).probabilities(arrays["logits"])
+    for errors, values in ((before, plain), (after, arrays["probabilities"])):
+      pairs = calibration.guesses(values, arrays["targets"], link)
+      errors.append(calibration.reliability(*pairs).error)
+  known = None not in fitted
+  return {
+    "link": link,
+    "temperatures": [state.temperature for state in fitted] if known else None,
+    "before": float(np.mean(before)),
+    "after": float(np.mean(after)) if known else None,
+  }
 
 
 def metric_summary(
@@ -155,14 +204,6 @@ def pool(folds: Sequence[results.Predictions]) -> results.Predictions:
   return {k: np.concatenate([fold[k] for fold in folds]) for k in folds[0]}
 
 
-def evaluation(arrays: results.Predictions) -> scores.Evaluation:
-  """Returns predictions as they are measured."""
-  logits, targets = arrays["logits"], arrays["targets"]
-  return scores.Evaluation(
-    logits.astype(np.float64), targets.astype(np.float64)
-  )
-
-
 def _table(config: ConfigDict, rows: list[dict]) -> Table:
   """Returns ours and the published numbers, in percent where they are one."""
   names = list(config.evaluation.metrics)
@@ -180,6 +221,29 @@ def _table(config: ConfigDict, rows: list[dict]) -> Table:
     f" [{100 * config.evaluation.confidence:g} % interval over clips]"
   )
   return Table(caption, ["result", *map(column, names), "clips"], body)
+
+
+def _calibration_tables(config: ConfigDict, rows: list[dict]) -> list[Table]:
+  """Returns the table of calibration errors; none of votes of neighbours."""
+  body, known = [], False
+  for row in rows:
+    found = row["calibration"]
+    if found is None:
+      continue
+    cells = ["-", f"{100 * found['before']:.1f}", "-"]
+    if found["temperatures"]:
+      known = True
+      cells[0] = f"{np.mean(found['temperatures']):.2f}"
+      cells[2] = f"{100 * found['after']:.1f}"
+    body.append([f"{method_name(config, row)}, {row['split']}", *cells])
+  caption = "Calibration: how far the probability of a guess is off on average"
+  caption += (
+    ", as trained and after the temperature that fits the validation clips"
+    if known
+    else "; without validation clips probabilities are as they were trained"
+  )
+  columns = ["result", "temperature", "error % before", "error % after"]
+  return [Table(caption, columns, body)] if body else []
 
 
 def method_name(config: ConfigDict, row: Mapping) -> str:
@@ -226,7 +290,8 @@ def _figures(config, rows, pooled, class_names) -> dict:
   # The last layer; of one split.
   method = Method("main", results.layers(config)[-1])
   split = rows[0]["split"]
-  chosen = evaluation(next(iter(pooled[method, split].values())))
+  arrays = next(iter(pooled[method, split].values()))
+  chosen = evaluation(arrays)
   where = split if method.layer is None else f"{split}, layer {method.layer}"
   if (chosen.targets.sum(1) == 1).all():
     figures[f"Confusion: {where}"] = class_plots.plot_confusion(
@@ -237,53 +302,60 @@ def _figures(config, rows, pooled, class_names) -> dict:
     figures[f"Average precision per class: {where}"] = (
       class_plots.plot_per_class(ap, class_names, "average precision")
     )
-  if not config.knn.k:  # Votes are no probabilities.
-    figures[f"Reliability: {where}"] = class_plots.plot_reliability(
-      *_guesses(chosen, config.loss.name)
+  row = {"split": split, **method._asdict()}
+  (row,) = (r for r in rows if row.items() <= r.items())
+  if row["calibration"] is not None:  # Votes are no probabilities.
+    figures[f"Reliability: {where}"] = _plot_reliability(
+      arrays, row["calibration"]
     )
   return figures
 
 
-def _guesses(
-  evaluation: scores.Evaluation, loss: str
-) -> tuple[np.ndarray, ...]:
-  """Returns the probability of each guess, and 1 where it is right.
-
-  A softmax guesses one class per clip, a sigmoid answers for every class.
-  """
-  logits, targets = evaluation.scores, evaluation.targets
-  if loss == "sigmoid":
-    probability = special.expit(logits)
-    right = (probability > 0.5) == (targets > 0.5)
-    confidence = np.maximum(probability, 1 - probability)
-    return confidence.ravel(), right.ravel().astype(float)
-  guess = logits.argmax(1)[:, None]
-  probability = special.softmax(logits, axis=1)
-  return tuple(
-    np.take_along_axis(values, guess, 1)[:, 0].astype(float)
-    for values in (probability, targets)
-  )
+def _plot_reliability(arrays: results.Predictions, found: dict):
+  """Returns the picture of the guesses of one seed, before and after."""
+  link = found["link"]
+  plain = Calibration(link, 1.0, None).probabilities(arrays["logits"])
+  sure, right = calibration.guesses(plain, arrays["targets"], link)
+  after = None
+  if found["temperatures"]:
+    after, _ = calibration.guesses(
+      arrays["probabilities"], arrays["targets"], link
+    )
+  return class_plots.plot_reliability(sure, right, after)
 
 
 def _write_predictions(
   path: pathlib.Path, pooled: Mapping, class_names: list[str]
 ) -> None:
-  """Writes one line per clip, method and seed."""
+  """Writes one line per clip, method and seed.
+
+  Several labels of a clip are separated by ";". Of up to MAX_PROBABILITIES
+  classes each has a column with its probability, empty where the method gives
+  votes.
+  """
+  each = class_names if len(class_names) <= MAX_PROBABILITIES else []
   temporary = path.with_suffix(".tmp")
-  with temporary.open("w", newline="", encoding="utf-8") as file:
+  with temporary.open(
+    "w", newline="", encoding="utf-8", errors="surrogateescape"
+  ) as file:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
-      ["id", "split", *Method._fields, "seed", "labels", "predicted"]
+      ["clip", "split", *Method._fields, "seed", "true", "predicted"]
+      + [f"p({name})" for name in each]
     )
+
+    def names(chosen):
+      return ";".join(class_names[i] for i in np.flatnonzero(chosen))
+
     for (method, split), by_seed in pooled.items():
       for seed, arrays in by_seed.items():
-        for name, logits, targets in zip(
-          arrays["ids"], arrays["logits"], arrays["targets"], strict=True
-        ):
-          labels = ";".join(class_names[i] for i in np.flatnonzero(targets))
-          guess = class_names[int(logits.argmax())]
+        for i, clip in enumerate(arrays["ids"]):
+          labels = [names(arrays[k][i]) for k in ("targets", "decisions")]
           # The writer leaves the cell of a None empty.
-          writer.writerow([name, split, *method, seed, labels, guess])
+          row = [clip, split, *method, seed, *labels]
+          if each and "probabilities" in arrays:
+            row += [f"{p:.4f}" for p in arrays["probabilities"][i]]
+          writer.writerow(row)
   temporary.replace(path)
 
 

@@ -18,8 +18,10 @@ import jax
 import ml_collections
 import numpy as np
 import soxr
+from jaxtyping import Float
 
 from audiomosaic_jax import embed_program, sharding
+from audiomosaic_jax.calibration import Calibration
 from audiomosaic_jax.data import audio_io, windows
 from audiomosaic_jax.embedding import Embedding, WindowRun
 
@@ -39,6 +41,7 @@ class Encoder:
     config: of the run that trained it.
     variables: parameters and statistics, host arrays.
     class_names: of the logits; empty without a classifier.
+    calibration: from logits to probabilities; None if nobody fitted one.
     model: `models.embedder.Embedder` with those variables.
     geometry: frames and columns of its windows.
     sample_rate_hz: rate that recordings are resampled to.
@@ -57,6 +60,7 @@ class Encoder:
     *,
     dtype: str,
     batch_size: int,
+    calibration: Calibration | None = None,
   ):
     """Places an encoder on the local devices.
 
@@ -66,8 +70,9 @@ class Encoder:
       class_names: of a classifier; empty without one.
       dtype: of matrix products and of the residual stream.
       batch_size: windows computed at once, on all local devices together.
+      calibration: of a classifier.
     """
-    self.config = config
+    self.config, self.calibration = config, calibration
     self.class_names = tuple(class_names)
     self.model = embed_program.build_embedder(
       config, len(self.class_names), dtype
@@ -126,6 +131,22 @@ class Encoder:
       [blocks], hop_ms=hop_ms, overlap=overlap, layers=layers
     )
     return out
+
+  def probabilities(
+    self, logits: Float[np.ndarray, "*N C"]
+  ) -> Float[np.ndarray, "*N C"]:
+    """Returns the probability of each class, calibrated on validation clips.
+
+    Raises:
+      ValueError: this is no classifier, or one that was not calibrated.
+    """
+    if self.calibration is None:
+      raise ValueError(
+        "this encoder has no calibration; load a classifier that was trained "
+        "with validation clips, or use its logits"
+      )
+    rows = np.reshape(logits, (-1, np.shape(logits)[-1]))
+    return self.calibration.probabilities(rows).reshape(np.shape(logits))
 
   def embed_batch(
     self,

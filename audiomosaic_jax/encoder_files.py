@@ -70,6 +70,7 @@ def load_encoder(
       found.class_names,
       dtype=dtype,
       batch_size=batch_size,
+      calibration=found.calibration,
     )
   names = _class_names(config)
   if config.mode == "pretrain" and folder == workdir:

@@ -10,6 +10,7 @@ done again.
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
@@ -25,6 +26,7 @@ from audiomosaic_jax import (
   augment_waveform,
   baseline,
   checkpoint,
+  class_weights,
   classifier_setup,
   comparison,
   encoder_source,
@@ -39,6 +41,7 @@ from audiomosaic_jax import (
   results,
   scores,
   sharding,
+  split_summary,
   train_state,
 )
 from audiomosaic_jax.data import supervised
@@ -303,9 +306,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   for difference in experiment.save_config(config, workdir):
     print(f"continuing with another config: {difference}", flush=True)
   cache = pathlib.Path(config.cache.folder or workdir / "features")
-  load = functools.lru_cache(1)(
-    functools.partial(classifier_setup.load_splits, config, workdir)
-  )
+
+  @functools.lru_cache(1)
+  def load(fold: int) -> supervised.Splits:
+    splits = classifier_setup.load_splits(config, workdir, fold)
+    if jax.process_index() == 0:
+      split_summary.report(splits, config, workdir, fold)
+    return splits
+
   # Fold by fold, because each reads its clips.
   for place in sorted(places, key=lambda place: place.fold):
     folder = results.folder(config, workdir, place)
@@ -329,12 +337,16 @@ def run_one(
   print(f"training in {folder}", flush=True)
   write = functools.partial(results.write_run, config, folder, place, splits)
   if place.encoder == "log_mel":
-    logits = baseline.log_mel_logits(splits, config.fbank)
+    asked = dataclasses.replace(splits, tests=splits.held_out())
+    logits = baseline.log_mel_logits(asked, config.fbank)
     write(logits, step=0, saved="nothing")
     return True
   if place.encoder == "random":
     source = None
   own = results.config_of(config, place)
+  own.loss.class_weights = class_weights.resolve(
+    own.loss, splits.train.label_sets, len(splits.train.class_names)
+  )
   if config.knn.k:
     logits = classifier_setup.neighbour_logits(
       own, source, splits, place.seed, cache
@@ -349,7 +361,8 @@ def run_one(
     return False
   variables, step = chosen
   logits = {
-    name: job.logits_of(variables, job.clips[name]) for name in splits.tests
+    name: job.logits_of(variables, job.clips[name])
+    for name in splits.held_out()
   }
   write(logits, step=step, saved=job.saved)
   return True
@@ -373,8 +386,10 @@ def check(config: ConfigDict) -> None:
   for field, (value, options) in known.items():
     if value not in options:
       raise ValueError(f"{field} is {value!r}; use one of {[*options]}")
+  class_weights.check(config.loss)
   if config.evaluation.selection == "last" and config.evaluation.patience:
     raise ValueError(
       f"evaluation.patience is {config.evaluation.patience} but selection is "
-      "'last'; nothing is measured that could run out of it: select 'valid'"
+      "'last'; nothing is measured that could run out of it: select 'valid' "
+      "or set it to 0"
     )

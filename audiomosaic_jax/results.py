@@ -14,7 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from audiomosaic_jax import files, predict, scores
+from audiomosaic_jax import calibration, files, predict, scores
 from audiomosaic_jax.data import supervised
 from audiomosaic_jax.data.sources import Source
 
@@ -22,6 +22,8 @@ ConfigDict = ml_collections.ConfigDict
 Predictions = dict[str, np.ndarray]
 
 RESULT_FILE, PREDICTIONS_FILE = "result.json", "predictions.npz"
+# Of the clips that chose the state and the calibration; no result is of them.
+VALIDATION_FILE = "validation.npz"
 # Folder of the runs in a workdir.
 RUNS = "runs"
 # Fields that change no single run.
@@ -179,56 +181,103 @@ def write_run(
 ) -> None:
   """Writes predictions and, last and in one rename, the result of a run.
 
-  Process 0 writes, whichever calls it.
+  With logits of the validation clips, their calibration, too. Process 0
+  writes, whichever calls it.
 
   Args:
     config: the experiment.
     place_folder: folder of the run.
     place: which run it is.
     splits: clips of its fold.
-    logits: test split -> logits of its windows.
+    logits: split -> logits of its windows; the test splits, and "valid" if
+      there is one and logits are no votes.
     step: of the chosen state.
     saved: what its checkpoints hold: "all", the "head" or "nothing".
   """
   if jax.process_index() != 0:
     return
   place_folder.mkdir(parents=True, exist_ok=True)
-  arrays, described = {}, {}
-  for name, windows in logits.items():
-    source = splits.tests[name]
-    kept = predictions(windows, source)
-    arrays |= {f"{name}/{key}": array for key, array in kept.items()}
-    count = len(kept["ids"])
-    values = scores.measure(
-      predict.evaluation(windows, source)[0],
-      config.evaluation.metrics,
-      num_resamples=0,
-      confidence=config.evaluation.confidence,
-      seed=0,
-      groups=None,
-    )
-    described[name] = {
-      "num_clips": count,
-      "num_unusable": len(source) - count,
-      "num_missing": len(source.missing),
-      "clips_sha256": _hash_ids(source.ids),
-      "metrics": {metric: v["value"] for metric, v in values.items()},
-    }
-  temporary = place_folder / f"{PREDICTIONS_FILE}.tmp"
-  with temporary.open("wb") as file:
-    np.savez_compressed(file, **arrays)
-  temporary.replace(place_folder / PREDICTIONS_FILE)
+  sources = splits.named()
+  kept = {
+    name: predictions(rows, sources[name]) for name, rows in logits.items()
+  }
+  tested = {name: kept[name] for name in splits.tests}
+  class_names = list(splits.train.class_names)
+  link = link_of(config, place, splits.train.multi_hot)
+  # Of a run that was stopped before its result.
+  for name in (calibration.FILE, VALIDATION_FILE):
+    (place_folder / name).unlink(missing_ok=True)
+  if "valid" in kept:
+    valid = kept["valid"]
+    save_arrays(place_folder / VALIDATION_FILE, valid)
+    fitted = calibration.fit(valid["logits"], valid["targets"], link)
+    calibration.write(place_folder, fitted, class_names, kept)
+  save_arrays(
+    place_folder / PREDICTIONS_FILE,
+    {
+      f"{name}/{k}": a
+      for name, arrays in tested.items()
+      for k, a in arrays.items()
+    },
+  )
   result = {
     **place._asdict(),
     "fingerprint": fingerprint(config, place),
     "selection": config.evaluation.selection,
     "step": step,
     "saved": saved,
-    "class_names": list(splits.train.class_names),
-    "splits": described,
+    "link": link,
+    "class_names": class_names,
+    "splits": {
+      name: _describe(config, splits.tests[name], arrays)
+      for name, arrays in tested.items()
+    },
   }
   files.write_text(
     place_folder / RESULT_FILE, json.dumps(result, indent=2) + "\n"
+  )
+
+
+def link_of(config: ConfigDict, place: Place, multi_label: bool) -> str | None:
+  """Returns what makes probabilities of the logits of a run; None of votes."""
+  if place.encoder == "log_mel":
+    return calibration.SIGMOID if multi_label else calibration.SOFTMAX
+  return None if config.knn.k else config.loss.name
+
+
+def save_arrays(path: pathlib.Path, arrays: Predictions) -> None:
+  """Writes arrays under a temporary name, then renames it."""
+  temporary = path.with_name(path.name + ".tmp")
+  with temporary.open("wb") as file:
+    np.savez_compressed(file, **arrays)
+  temporary.replace(path)
+
+
+def _describe(config: ConfigDict, source: Source, kept: Predictions) -> dict:
+  """Returns what the result says of a test split."""
+  count = len(kept["ids"])
+  values = scores.measure(
+    evaluation(kept),
+    config.evaluation.metrics,
+    num_resamples=0,
+    confidence=config.evaluation.confidence,
+    seed=0,
+    groups=None,
+  )
+  return {
+    "num_clips": count,
+    "num_unusable": len(source) - count,
+    "num_missing": len(source.missing),
+    "clips_sha256": _hash_ids(source.ids),
+    "metrics": {metric: v["value"] for metric, v in values.items()},
+  }
+
+
+def evaluation(arrays: Predictions) -> scores.Evaluation:
+  """Returns predictions as they are measured."""
+  logits, targets = arrays["logits"], arrays["targets"]
+  return scores.Evaluation(
+    logits.astype(np.float64), targets.astype(np.float64)
   )
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from audiomosaic_jax import (
+  calibration,
   checkpoint,
   classifier_setup,
   encoder_source,
@@ -23,12 +24,14 @@ class Classifier(NamedTuple):
     model: a module of `models.heads`.
     variables: of the model, encoder and head.
     class_names: in the order of the logits.
+    calibration: of its probabilities; None without validation clips.
   """
 
   config: ConfigDict
   model: Any
   variables: dict[str, Any]
   class_names: tuple[str, ...]
+  calibration: calibration.Calibration | None
 
 
 def load(
@@ -62,4 +65,5 @@ def load(
     folder / ("checkpoints" if last else "best"), wanted
   )
   variables |= saved | {"params": variables["params"] | saved["params"]}
-  return Classifier(own, model, variables, class_names)
+  fitted = calibration.read(folder)
+  return Classifier(own, model, variables, class_names, fitted)

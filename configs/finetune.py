@@ -6,9 +6,10 @@
 
 Data sets: as20k as2m esc50 spc1 spc2 envsdd_ata envsdd_tta
            fsd50k vggsound (not in the paper)
-           folder    DIR/{train,test}/CLASS/*.wav
-           task      the packaged notes, or DIR with a labels.csv of columns
-                     path, label, split and maybe group
+           folder    your own: DIR/CLASS/*.wav, which is cut into splits;
+                     DIR/{train,test}/CLASS/*.wav and maybe valid; or DIR with
+                     a labels.csv (path, label and maybe split and group)
+           task      the packaged notes, or DIR with such a labels.csv
            manifest  DIR/{train,eval}.json in the published code's format, and
                      data.source.label_csv
 Switches:  parity=released  the published code's choices where they differ
@@ -240,24 +241,39 @@ def vggsound(config: ConfigDict) -> None:
 def task(config: ConfigDict) -> None:
   """A folder with a labels.csv, or "demo": as long as the run's clips."""
   config.name = "task"
-  config.data.source = ConfigDict({"name": "task", "data_dir": "demo"})
-  # A tenth of the training clips where folds leave that split out.
-  config.data.splits.update(valid="valid", valid_fraction=0.1)
+  config.data.source = ConfigDict(
+    {"name": "task", "data_dir": "demo", "group_pattern": ""}
+  )
+  # A tenth of the training clips where folds leave that split out, a fifth of
+  # all to test on where there are no splits.
+  config.data.splits.update(
+    valid="valid", valid_fraction=0.1, test_fraction=0.2
+  )
   supervised.own_clips(config)
 
 
 def folder(config: ConfigDict) -> None:
-  """A folder of class folders, in train/ and test/."""
+  """Anybody's folder of clips, see data.own_clips: small, and of any length."""
   config.name = "folder"
   config.data.source = ConfigDict(
     {
       "name": "folder",
       "data_dir": "",
       "class_names": config_dict.placeholder(tuple),
+      # "(.*)_[0-9]+" makes clips called NAME_NUMBER one group, which is in one
+      # split; "" makes every clip its own, if the folder does not tell.
+      "group_pattern": "",
     }
   )
-  config.data.splits.valid_fraction = 0.1
+  # Of what is not cut already. A temperature and the choice of an epoch want
+  # more clips than a tenth of a small folder.
+  config.data.splits.update(
+    valid="valid", valid_fraction=0.2, test_fraction=0.2
+  )
   supervised.own_clips(config)
+  # Classes count alike in the metric that selects, so they do in the loss.
+  config.loss.balance = "inverse"
+  config.evaluation.update(patience=15, max_windows=8)
 
 
 def manifest(config: ConfigDict) -> None:

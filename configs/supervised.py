@@ -45,6 +45,7 @@ def base(variant: str) -> ConfigDict:
           "valid": "",
           "test": ("test",),
           "valid_fraction": 0.0,
+          "test_fraction": 0.0,
         },
         # Draw rare classes as often as common ones, so many clips an epoch;
         # 0 is as many as there are.
@@ -106,7 +107,9 @@ def base(variant: str) -> ConfigDict:
       },
       "loss": {
         "name": "sigmoid",
+        # Of each class; or "balance": "inverse" to its training clips.
         "class_weights": (),
+        "balance": "none",
         "label_smoothing": 0.0,
       },
       # Arguments of optimizer.make_optimizer, except the schedule.
@@ -226,6 +229,7 @@ def released(config: ConfigDict) -> None:
   config.init.positions.layout = "released"
   config.evaluation.selection = "test"
   config.data.splits.valid_fraction = 0.0
+  config.evaluation.patience = 0
   if "parity" in config.model:
     config.model.parity = "released"
   if config.model.head == "aasist":

@@ -12,13 +12,11 @@ from audiomosaic_jax import (
   baseline,
   class_plots,
   classifier_setup,
-  comparison,
   encoder_source,
   experiment,
   finetune,
   pretrain,
   results,
-  scores,
 )
 from audiomosaic_jax.data import sources, supervised
 
@@ -79,7 +77,9 @@ def test_a_probe_is_compared_with_a_random_encoder_and_log_mel_statistics(
   }
   assert np.abs(np.subtract(*logits.values())).max() > 1e-6
   lines = (tmp_path / "predictions.csv").read_text().splitlines()
-  assert lines[0] == "id,split,encoder,layer,seed,labels,predicted"
+  assert lines[0] == (
+    "clip,split,encoder,layer,seed,true,predicted,p(high),p(low)"
+  )
   # Two seeds of four rows, one of log-mel.
   assert len(lines) == 1 + 9 * COUNTS["test"]
   assert "Reliability" in (tmp_path / "report.html").read_text()
@@ -170,20 +170,6 @@ def test_of_classes_without_a_training_clip_the_logit_is_the_lowest():
   np.testing.assert_array_equal(two.argmax(1), [1, 0])
   # A softmax of the two logits is the sigmoid of the decision.
   np.testing.assert_allclose(two[:, 1] - two[:, 0], [3.0, -1.0])
-
-
-def test_the_reliability_of_guesses_is_their_probability_and_their_success():
-  logits = np.log([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])
-  targets = np.eye(2)[[0, 0, 0]]
-  evaluation = scores.Evaluation(logits, targets)
-  confidence, right = comparison._guesses(evaluation, "softmax")
-  np.testing.assert_allclose(confidence, [0.9, 0.7, 0.6])
-  np.testing.assert_array_equal(right, [1, 0, 1])
-  confidence, right = comparison._guesses(evaluation, "sigmoid")
-  assert confidence.shape == right.shape == (6,)
-  # An odds of 0.9 is a "no" of probability 1 / 1.9, and wrong.
-  np.testing.assert_allclose(confidence[0], 1 / 1.9)
-  assert right[0] == 0
 
 
 def test_the_reliability_plot_says_how_far_confidence_is_off():

@@ -13,6 +13,7 @@ OPTIONS = {
   "valid": "valid",
   "test": ("test",),
   "valid_fraction": 0.0,
+  "test_fraction": 0.0,
   "fold": 0,
   "num_folds": 1,
   "seed": 0,

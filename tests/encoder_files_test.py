@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 import tiny_encoder
 import tiny_supervised as tiny
+from scipy import special
 
 import audiomosaic_jax as am
 from audiomosaic_jax import (
@@ -81,6 +82,13 @@ def test_a_classifier_says_of_a_clip_what_its_run_said(kind, run, tmp_path):
   )
   logits = np.stack([out.logits for out in found])
   np.testing.assert_allclose(logits, stored["test/logits"], atol=2e-3)
+  if encoder.calibration is None:
+    with pytest.raises(ValueError, match="no calibration"):
+      encoder.probabilities(logits)
+  else:
+    found = encoder.probabilities(logits[0])
+    expected = special.softmax(logits[0] / encoder.calibration.temperature)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
   if kind == "probe":
     other = am.load_encoder(tmp_path / "fine/runs/seed_1")
     again = other.embed(source[0]["waveform"], RATE_HZ).logits

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from audiomosaic_jax.data import (
   layout,
+  partition,
   sources,
   task,
   tfds_source,
@@ -185,22 +186,31 @@ def manifest(
   )
 
 
-def make_dataset(name: str, split: str | None, **arguments) -> sources.Source:
+def make_dataset(
+  name: str, split: str | None, *, group_pattern: str = "", **arguments
+) -> sources.Source:
   """Builds a data set by name.
 
   Args:
     name: a key of `DATASETS`.
     split: which part of it.
+    group_pattern: tells which clips belong together by their names, see
+      `partition.group_names`; "" leaves that to the data set.
     **arguments: the keyword arguments of that entry.
 
   Raises:
-    ValueError: unknown name.
+    ValueError: unknown name, or a pattern that fits nothing.
   """
   if name not in DATASETS:
     raise ValueError(
       f"no data set {name!r}; choose {', '.join(sorted(DATASETS))}"
     )
-  return DATASETS[name](split, **arguments)
+  source = DATASETS[name](split, **arguments)
+  if group_pattern:
+    source.groups = partition.group_names(
+      source.ids, source.groups, group_pattern
+    )
+  return source
 
 
 def guard(
@@ -231,7 +241,7 @@ def labelled(
   """A folder with a labels.csv, or "demo" for the packaged notes.
 
   Args:
-    split: value of the column split; None is all rows.
+    split: value of the column split; None is all rows, with or without it.
     data_dir: the folder, or "demo".
     sample_rate_hz: rate the clips are resampled to.
   """

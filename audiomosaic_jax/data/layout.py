@@ -18,6 +18,8 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 Path = str | os.PathLike
 
+list_audio = sources.list_audio
+
 
 class DatasetNotPreparedError(FileNotFoundError):
   """A data set that has to be prepared first, and how."""
@@ -158,29 +160,6 @@ def read_rows(
     raise ValueError(f"{path} lists nothing")
 
 
-def list_audio(root: Path) -> list[str]:
-  """Returns the audio files below a folder, relative to it, sorted.
-
-  Links to folders are followed, once each.
-  """
-  root = os.fspath(root)
-  seen, found = set(), []
-  for folder, folders, names in os.walk(root, followlinks=True):
-    real = os.path.realpath(folder)
-    if real in seen:
-      folders.clear()
-      continue
-    seen.add(real)
-    below = os.path.relpath(folder, root).replace(os.sep, "/")
-    prefix = "" if below == "." else f"{below}/"
-    found += [
-      prefix + name
-      for name in names
-      if name.lower().endswith(sources.AUDIO_SUFFIXES)
-    ]
-  return sorted(found)
-
-
 def check_relative(path: str, where: Where | str) -> str:
   """Returns a path of a table unless it leads out of its folder.
 
@@ -285,19 +264,19 @@ def check_missing(
   lost += f", the first is {missing[0]!r}"
   if len(missing) == num_listed:
     raise DatasetNotPreparedError(
-      f"{lost}; is this the right folder?{_other_formats(root)}"
+      f"{lost}; is this the right folder?{other_formats(root)}"
     )
   if len(missing) > max_missing_fraction * num_listed:
     raise ValueError(
       f"{lost}; that is {len(missing) / num_listed:.1%}, more than "
       f"max_missing_fraction={max_missing_fraction:g} allows. List them with "
       "`python -m audiomosaic_jax.data.audit`, get them, or raise it."
-      f"{_other_formats(root)}"
+      f"{other_formats(root)}"
     )
   logging.warning("%s", lost)
 
 
-def _other_formats(root: Path) -> str:
+def other_formats(root: Path) -> str:
   """Tells of files that would be clips if they could be decoded."""
   count = sum(
     name.lower().endswith(audio_io.OTHER_SUFFIXES)

@@ -112,7 +112,7 @@ class FileSource(Source):
       class_names: name of each class.
       sample_rate_hz: rate the clips are resampled to.
       ids: name of each clip; None is its path and its part of the file.
-      groups: see `Source`.
+      groups: see `Source`; None is the file of each clip, if some share one.
       missing: see `Source`.
     """
     self.root = os.fspath(root)
@@ -122,6 +122,8 @@ class FileSource(Source):
     self.sample_rate_hz = sample_rate_hz
     self.multi_hot = not isinstance(labels[0], int)
     self._labels = labels
+    if groups is None and len(set(self.paths)) < len(self.paths):
+      groups = self.paths  # Cuts of one recording.
     self.groups, self.missing = groups, missing
     self.names = self.paths
     if self.spans is not None:
@@ -182,12 +184,7 @@ class FolderSource(FileSource):
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
       raise FileNotFoundError(f"{root} is not a folder")
-    files = sorted(
-      os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
-      for folder, _, names in os.walk(root)
-      for name in names
-      if name.lower().endswith(AUDIO_SUFFIXES)
-    )
+    files = list_audio(root)
     if not files:
       raise FileNotFoundError(
         f"{root} holds no audio file ({' '.join(AUDIO_SUFFIXES)}), "
@@ -330,6 +327,30 @@ class ManifestSource(FileSource):
       class_names=class_names,
       sample_rate_hz=sample_rate_hz,
     )
+
+
+def list_audio(root: Path) -> list[str]:
+  """Returns the audio files below a folder, relative to it, sorted.
+
+  Links to folders are followed, once each. Hidden files are left out: on some
+  systems every clip has one with its attributes.
+  """
+  root = os.fspath(root)
+  seen, found = set(), []
+  for folder, folders, names in os.walk(root, followlinks=True):
+    real = os.path.realpath(folder)
+    if real in seen:
+      folders.clear()
+      continue
+    seen.add(real)
+    below = os.path.relpath(folder, root).replace(os.sep, "/")
+    prefix = "" if below == "." else f"{below}/"
+    found += [
+      prefix + name
+      for name in names
+      if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")
+    ]
+  return sorted(found)
 
 
 def _check_first(root: pathlib.Path, path: str, where: str) -> None:

@@ -10,11 +10,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import soundfile
 
-from audiomosaic_jax.data import datasets, layout, wrappers
+from audiomosaic_jax.data import (
+  datasets,
+  layout,
+  own_clips,
+  partition,
+  wrappers,
+)
 from audiomosaic_jax.data.sources import Source
 
 # Beyond this, opening every file to read its length takes minutes.
 MAX_LENGTHS_READ = 50_000
+
+HOW_TO_GROUP = (
+  "add clips of another recording, or set data.source.group_pattern or the "
+  "column group so that clips of different recordings are in different groups"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +44,12 @@ class Splits:
 
   def named(self) -> dict[str, Source]:
     """Returns name -> clips of all splits, training first."""
+    return {"train": self.train} | self.held_out()
+
+  def held_out(self) -> dict[str, Source]:
+    """Returns name -> clips of all splits that nothing is learned from."""
     valid = {} if self.valid is None else {"valid": self.valid}
-    return {"train": self.train} | valid | dict(self.tests)
+    return valid | dict(self.tests)
 
 
 def load_splits(
@@ -44,6 +59,7 @@ def load_splits(
   valid: str,
   test: Sequence[str],
   valid_fraction: float,
+  test_fraction: float,
   fold: int,
   num_folds: int,
   seed: int,
@@ -57,6 +73,9 @@ def load_splits(
   all clips of the data set are cut into `num_folds` parts, which keep groups
   together and classes balanced; fold k is tested on part k.
 
+  A folder that is not cut into splits, see `own_clips`, is cut here: groups
+  whole, a share of every class.
+
   Args:
     source: arguments of `datasets.make_dataset`, except the split.
     train: split to learn from; "" is all clips.
@@ -64,6 +83,7 @@ def load_splits(
     test: splits to report on.
     valid_fraction: share of the training clips to select by if there is no
       other; at least one group of them.
+    test_fraction: share of all clips to report on, of a folder without splits.
     fold: number of the fold, from 0.
     num_folds: how many; 1 is the splits as they are.
     seed: of the parts.
@@ -74,30 +94,30 @@ def load_splits(
     FileNotFoundError: the data set is not there.
     ValueError: labels, splits or clips that cannot be trained or measured on.
   """
+  source, known = own_clips.find(source)
 
   def load(split):
-    name = split.format(fold=fold + 1) or None
+    name = split.format(fold=fold + 1)
     return datasets.make_dataset(
-      split=name, sample_rate_hz=sample_rate_hz, **source
+      split=(known or {}).get(name, name) or None,
+      sample_rate_hz=sample_rate_hz,
+      **source,
     )
 
-  given = "{fold}" in train
-  if num_folds > 1 and not given:
-    pool = load("")
-    _check_labels("all clips", pool)
-    part = assign_parts(pool.label_sets, pool.groups, num_folds, seed)
-    splits = Splits(
-      wrappers.SubsetSource(pool, np.flatnonzero(part != fold).tolist()),
-      None,
-      {
-        "test": wrappers.SubsetSource(
-          pool, np.flatnonzero(part == fold).tolist()
-        )
-      },
-    )
+  def load_all():
+    if known and source["name"] == "folder":
+      return wrappers.ConcatSource([load(split) for split in known])
+    return load("")
+
+  if num_folds > 1 and "{fold}" not in train:
+    splits = _take_fold(load_all(), fold, num_folds, seed)
+  elif known == {}:
+    splits = _cut(load_all(), test_fraction, seed)
   else:
     names = [name.format(fold=fold + 1) for name in test]
     tests = {name if len(names) > 1 else "test": load(name) for name in names}
+    if known is not None and valid in set(own_clips.NAMES) - set(known):
+      valid = ""
     splits = Splits(load(train), load(valid) if valid else None, tests)
   if splits.valid is None and valid_fraction:
     splits = _hold_out(splits, valid_fraction, seed)
@@ -106,6 +126,54 @@ def load_splits(
     check_lengths(clips, min_clip_ms)
   _check_same_classes(splits)
   return splits
+
+
+def _take_fold(pool: Source, fold: int, num_folds: int, seed: int) -> Splits:
+  """Returns all clips but those of a fold, and those, to test on."""
+  _check_labels("all clips", pool)
+  alone = partition.single_groups(pool.label_sets, pool.groups)
+  if alone and not pool.multi_hot:
+    label, index = next(iter(alone.items()))
+    raise ValueError(
+      f"all clips of class {pool.class_names[label]!r} are of one group, such "
+      f"as {pool.ids[index]}, so no fold could both train and test it; "
+      f"{HOW_TO_GROUP}"
+    )
+  part = assign_parts(pool.label_sets, pool.groups, num_folds, seed)
+  rest, test = (
+    _subset(pool, chosen) for chosen in (part != fold, part == fold)
+  )
+  return Splits(rest, None, {"test": test})
+
+
+def _cut(pool: Source, test_fraction: float, seed: int) -> Splits:
+  """Returns training clips, and a share of every class to test on."""
+  _check_labels("all clips", pool)
+  if not test_fraction:
+    raise ValueError(
+      f"{pool!r} is not cut into splits: no column split and no folders train "
+      "and test; set data.splits.test_fraction=0.2 to have it cut"
+    )
+  test = _choose(pool, "test_fraction", test_fraction, seed)
+  if not test.any():
+    raise ValueError(
+      f"every class of {pool!r} is of one group only, so none can be both "
+      f"trained and tested; {HOW_TO_GROUP}"
+    )
+  return Splits(_subset(pool, ~test), None, {"test": _subset(pool, test)})
+
+
+def _subset(source: Source, chosen: np.ndarray) -> Source:
+  return wrappers.SubsetSource(source, np.flatnonzero(chosen).tolist())
+
+
+def _choose(
+  source: Source, field: str, fraction: float, seed: int
+) -> np.ndarray:
+  """Returns which clips to hold out, as `partition.hold_out` does."""
+  if not 0 < fraction <= 0.5:
+    raise ValueError(f"{field} {fraction} is not above 0, up to 0.5")
+  return partition.hold_out(source.label_sets, source.groups, fraction, seed)
 
 
 def assign_parts(
@@ -128,23 +196,17 @@ def assign_parts(
   Raises:
     ValueError: fewer groups than parts.
   """
-  count = len(label_sets)
-  names = range(count) if groups is None else groups
-  _, member = np.unique(np.asarray(names), return_inverse=True)
-  num_groups = int(member.max()) + 1
+  member, num_groups = partition.members(len(label_sets), groups)
   if num_groups < num_parts:
     raise ValueError(
       f"{num_groups} groups of clips cannot be cut into {num_parts} parts; use "
       f"at most {num_groups}"
     )
-  num_classes = 1 + max((max(s, default=0) for s in label_sets), default=0)
-  classes = np.zeros((num_groups, num_classes))
-  for group, labels in zip(member, label_sets, strict=True):
-    classes[group, list(labels)] += 1
+  classes = partition.count_classes(label_sets, member, num_groups)
   sizes = np.bincount(member)
   shuffled = np.random.default_rng(seed).permutation(num_groups)
   order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
-  held = np.zeros((num_parts, num_classes))
+  held = np.zeros((num_parts, classes.shape[1]))
   total = np.zeros(num_parts)
   part = np.zeros(num_groups, np.int64)
   for group in order:
@@ -158,17 +220,15 @@ def assign_parts(
 
 def _hold_out(splits: Splits, fraction: float, seed: int) -> Splits:
   """Returns the splits with part of the training clips to select by."""
-  if not 0 < fraction <= 0.5:
-    raise ValueError(f"valid_fraction {fraction} is not above 0, up to 0.5")
   train = splits.train
-  clips = range(len(train)) if train.groups is None else train.groups
-  num_parts = max(2, min(round(1 / fraction), len(set(clips))))
-  part = assign_parts(train.label_sets, train.groups, num_parts, seed)
-  return Splits(
-    wrappers.SubsetSource(train, np.flatnonzero(part != 0).tolist()),
-    wrappers.SubsetSource(train, np.flatnonzero(part == 0).tolist()),
-    splits.tests,
-  )
+  chosen = _choose(train, "valid_fraction", fraction, seed)
+  if not chosen.any():
+    raise ValueError(
+      f"no class of {train!r} has two groups of clips, so none can be held out "
+      "to select by; set evaluation.selection='last' with "
+      f"data.splits.valid_fraction=0.0, or else: {HOW_TO_GROUP}"
+    )
+  return Splits(_subset(train, ~chosen), _subset(train, chosen), splits.tests)
 
 
 def check_labelled(name: str, source: Source) -> None:
@@ -215,31 +275,48 @@ def check_lengths(source: Source, min_clip_ms: float) -> None:
 
   Files that cannot be read are left to `datasets.guard`, which replaces them.
   """
-  if len(source) > MAX_LENGTHS_READ:
-    return
-  for index in range(len(source)):
-    length = _length_ms(source.path(index))
-    if length is not None and length < min_clip_ms:
+  for index, length_s in enumerate(lengths_s(source)):
+    if 1000 * length_s < min_clip_ms:
       raise ValueError(
-        f"{_where(source, index)}: {source.ids[index]} lasts {length:.1f} ms, "
-        f"less than one frame of {min_clip_ms:g} ms; remove the clip"
+        f"{_where(source, index)}: {source.ids[index]} lasts "
+        f"{1000 * length_s:.1f} ms, less than one frame of {min_clip_ms:g} ms; "
+        "remove the clip"
       )
 
 
-def _length_ms(path: str | None) -> float | None:
-  """Returns the length of a file, None if it is unknown."""
-  if path is None:
-    return None
+def lengths_s(source: Source) -> np.ndarray:
+  """Returns [n] seconds of each clip, NaN where no header tells.
+
+  Nothing is read of more than `MAX_LENGTHS_READ` clips.
+  """
+  if len(source) > MAX_LENGTHS_READ:
+    return np.full(len(source), np.nan)
+  return np.array([_length_s(*origin(source, i)) for i in range(len(source))])
+
+
+def _length_s(source: Source, index: int) -> float:
+  """Returns the length of a clip, NaN if it is unknown."""
+  spans = getattr(source, "spans", None)
+  if spans is not None:
+    return float(spans[index][1] - spans[index][0])
   try:
-    info = soundfile.info(path)
+    info = soundfile.info(source.path(index))
   except (soundfile.LibsndfileError, TypeError):
-    return None
-  return 1000 * info.frames / info.samplerate
+    return float("nan")
+  return info.frames / info.samplerate
+
+
+def origin(source: Source, index: int) -> tuple[Source, int]:
+  """Returns the source that decodes a clip, and its number there."""
+  while isinstance(source, wrappers.SubsetSource | wrappers.Wrapper):
+    if isinstance(source, wrappers.SubsetSource):
+      index = int(source.indices[index])
+    source = source.source
+  return source, index
 
 
 def _where(source: Source, index: int) -> str:
   """Returns what lists a clip: file and line if known, else its name."""
-  while isinstance(source, wrappers.SubsetSource):
-    index, source = int(source.indices[index]), source.source
+  source, index = origin(source, index)
   where = getattr(source, "where", None)
   return where(index) if where else str(source.path(index) or source.ids[index])

@@ -13,8 +13,9 @@ class TaskSource(sources.CsvSource):
 
   Columns: path (relative to the folder), label, split (train, valid, test),
   and if wanted group, start_s and end_s. Clips of one group, such as cuts of
-  one recording, are kept together when folds are made, and are resampled
-  together for intervals.
+  one recording, are kept together when splits or folds are made, and are
+  resampled together for intervals. Without the column, clips of one file are a
+  group. The column split may be missing if all rows are read.
 
   Attributes:
     lines: line of each clip in the table.
