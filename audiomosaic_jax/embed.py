@@ -30,6 +30,7 @@ import time
 
 import jax
 from absl import app, flags, logging
+from jax.experimental import multihost_utils
 
 from audiomosaic_jax import embed_output, embed_shards, sharding
 from audiomosaic_jax.data import recordings
@@ -58,7 +59,9 @@ DTYPE = flags.DEFINE_enum(
   ["float32", "bfloat16"],
   "Of matrix products; bfloat16 is faster on TPUs and GPUs.",
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Windows at once.")
+BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 16, "Windows at once; more use an accelerator better."
+)
 NUM_THREADS = flags.DEFINE_integer("num_threads", 4, "Files decoded at once.")
 SHARD_SIZE = flags.DEFINE_integer("shard_size", 256, "Recordings per file.")
 BAD = flags.DEFINE_string(
@@ -73,6 +76,8 @@ RUNNER = flags.DEFINE_string(
 
 # Seconds between two looks for the shards of other processes.
 POLL_S = 2.0
+# Looks after which the person who waits is told for what.
+REMIND_EVERY = 60
 
 
 def main(argv: list[str]) -> None:
@@ -113,6 +118,9 @@ def run(runner_options: list[str]) -> tuple[int, int]:
   print(f"{len(found):,} recordings in {INPUT.value}", flush=True)
   job = embed_shards.Job(folder, settings, found, SHARD_SIZE.value)
   job.open()
+  if jax.process_count() > 1:
+    # Or one that comes late finds the output of the others.
+    multihost_utils.sync_global_devices("embedding job is open")
   if RUNNER.value:
     from audiomosaic_jax import embed_beam
 
@@ -121,7 +129,11 @@ def run(runner_options: list[str]) -> tuple[int, int]:
     embed_here(job)
   # No process may leave before the last has its shards; process 0 then joins
   # them, and takes them away.
+  waited = 0
   while job.missing() and not embed_output.is_joined(job, output):
+    if waited % REMIND_EVERY == 0:
+      print(f"waiting for {len(job.missing())} shards of others", flush=True)
+    waited += 1
     time.sleep(POLL_S)
   if jax.process_index():
     return 0, len(found)

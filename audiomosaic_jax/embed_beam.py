@@ -4,6 +4,8 @@ Workers need this package and must see recordings, encoder and output under the
 same paths, such as a network file system; each loads the encoder once.
 """
 
+import functools
+import pathlib
 from collections.abc import Sequence
 
 from audiomosaic_jax import embed_shards
@@ -39,5 +41,13 @@ def run(
       | beam.Create(job.missing())
       # Or the runner fuses the steps, and one worker gets all.
       | beam.Reshuffle()
-      | beam.Map(job.embed_shard)
+      # Not the list of recordings, which may be too long for a pipeline.
+      | beam.Map(functools.partial(embed_shard, job.folder, job.settings))
     )
+
+
+def embed_shard(
+  folder: pathlib.Path, settings: embed_shards.Settings, shard: int
+) -> None:
+  """Embeds a shard of an opened job, on whichever worker."""
+  embed_shards.read_job(folder, settings).embed_shard(shard)

@@ -1,6 +1,7 @@
 """The program behind `encoder.Encoder`: from waveforms to embeddings."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ from audiomosaic_jax.data import windows
 from audiomosaic_jax.models import embedder, heads, vit
 
 ConfigDict = ml_collections.ConfigDict
+
+# What of a config decides what is computed with the variables.
+FRONT_END = ("fbank", "spectrogram", "model")
 
 
 def geometry(config: ConfigDict) -> windows.Geometry:
@@ -107,9 +111,10 @@ def wanted_variables(
   return traverse_util.unflatten_dict(chosen)
 
 
-def fingerprint(variables: dict[str, Any]) -> str:
-  """Returns what tells the variables of an encoder from others."""
-  digest = hashlib.sha256()
+def fingerprint(variables: dict[str, Any], config: ConfigDict) -> str:
+  """Returns what tells an encoder and its front end from others."""
+  blocks = {name: config[name].to_dict() for name in FRONT_END}
+  digest = hashlib.sha256(json.dumps(blocks, sort_keys=True).encode())
   flat = traverse_util.flatten_dict(variables, sep="/")
   for name in sorted(flat):
     digest.update(name.encode())

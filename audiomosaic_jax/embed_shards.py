@@ -14,9 +14,7 @@ shards of their own. Readers of Parquet take the folder as one table.
 import collections
 import dataclasses
 import functools
-import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -31,6 +29,7 @@ from audiomosaic_jax.embedding import Embedding
 from audiomosaic_jax.encoder import Encoder
 
 ABOUT_FILE = "_about.json"
+LIST_FILE = "_recordings.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Part(NamedTuple):
     id: of the recording.
     start_s: where it begins.
     end_s: where it ends.
-    out: what the encoder says of it, without what is not written.
+    out: what the encoder says of it.
   """
 
   id: str
@@ -144,14 +143,13 @@ class Job:
       ValueError: it has the results of another job.
     """
     encoder = load_encoder(self.settings)
-    names = "\n".join(recording.id for recording in self.recordings)
     values = dataclasses.asdict(self.settings)
     about = {
-      "encoder_fingerprint": embed_program.fingerprint(encoder.variables),
+      "encoder_fingerprint": embed_program.fingerprint(
+        encoder.variables, encoder.config
+      ),
       "recordings": len(self.recordings),
-      "recordings_sha256": hashlib.sha256(
-        names.encode(errors="surrogateescape")
-      ).hexdigest(),
+      "recordings_sha256": recordings.fingerprint(self.recordings),
       "shard_size": self.shard_size,
       **{k: v for k, v in values.items() if k not in NOT_OF_A_RESULT},
     }
@@ -173,6 +171,8 @@ class Job:
       "class_names": encoder.class_names,
     }
     self.folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(recording) + "\n" for recording in self.recordings)
+    files.write_text(self.folder / LIST_FILE, "".join(lines))
     files.write_text(path, json.dumps(about | rest, indent=2) + "\n")
 
   def embed_shard(
@@ -193,8 +193,7 @@ class Job:
     )
     files.write_text(self._bad(shard), text)
     path = self.part(shard)
-    # Readers of the folder pass over names that begin with a dot.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = files.temporary_path(path)
     pyarrow.parquet.write_table(table(encoder, self.settings, rows), temporary)
     temporary.replace(path)
 
@@ -203,6 +202,15 @@ class Job:
 
   def _bad(self, shard: int) -> pathlib.Path:
     return self.folder / f"_bad-{self._number(shard)}.jsonl"
+
+
+@functools.lru_cache(1)
+def read_job(folder: pathlib.Path, settings: Settings) -> Job:
+  """Returns a job that was opened before, here or on another machine."""
+  lines = (folder / LIST_FILE).read_text().splitlines()
+  found = [recordings.Recording(*json.loads(line)) for line in lines]
+  about = json.loads((folder / ABOUT_FILE).read_text())
+  return Job(folder, settings, found, about["shard_size"])
 
 
 def embed(
@@ -255,10 +263,11 @@ def embed(
     hop_ms=settings.hop_ms,
     overlap=settings.overlap,
     layers=False,
+    frames=settings.frames,
     full_batches=True,
     on_error=lambda part, error: bad.update({parts[part][0]: error}),
   ):
-    found[part] = out if settings.frames else _without_frames(out)
+    found[part] = out
   rows = []
   for part, out in sorted(found.items()):
     index, start, length = parts[part]
@@ -266,13 +275,6 @@ def embed(
       end = start + (length or num_samples[index])
       rows.append(Part(chosen[index].id, start / rate_hz, end / rate_hz, out))
   return rows, bad
-
-
-def _without_frames(out: Embedding) -> Embedding:
-  """Returns what need not be held for hours."""
-  return dataclasses.replace(
-    out, frames=out.frames[:0], timestamps_s=out.timestamps_s[:0]
-  )
 
 
 def table(

@@ -23,7 +23,7 @@ class Embedding:
 
   Attributes:
     embedding: float32 [E], the mean over its sound.
-    frames: float32 [T, D], one for every `hop_ms`.
+    frames: float32 [T, D], one for every `hop_ms`; None if left out.
     timestamps_s: float64 [T], the middle of what each frame saw first-hand.
     layers: float32 [depth, T, D], frames after every block; None if not asked
       for.
@@ -32,7 +32,7 @@ class Embedding:
   """
 
   embedding: np.ndarray
-  frames: np.ndarray
+  frames: np.ndarray | None
   timestamps_s: np.ndarray
   layers: np.ndarray | None
   z: np.ndarray | None
@@ -116,6 +116,7 @@ class WindowRun:
     *,
     row_sizes: Sequence[int],
     column_sizes: Sequence[int],
+    frames: bool,
   ):
     """Starts without a window.
 
@@ -125,9 +126,12 @@ class WindowRun:
       offsets: shifts of the grid.
       row_sizes: batches that programs exist for, rising.
       column_sizes: lengths of window that programs exist for, rising.
+      frames: keep what a window has a row for each column of; without it,
+        clips that wait for others take no memory.
     """
     self._compute, self._geometry, self._offsets = compute, geometry, offsets
     self._row_sizes, self._column_sizes = row_sizes, column_sizes
+    self._left_out = () if frames else PER_COLUMN
     self._waiting = collections.defaultdict(list)
     self._in_flight = collections.deque()
     self._pending = collections.Counter()
@@ -139,6 +143,8 @@ class WindowRun:
     columns = self._geometry.num_columns(window.num_frames)
     bucket = next(size for size in self._column_sizes if size >= columns)
     self._pending[clip] += 1
+    # A copy, because samples are part of a block that would stay with them.
+    window = window._replace(samples=window.samples.copy())
     self._waiting[bucket].append((clip, window))
     if len(self._waiting[bucket]) == self._row_sizes[-1]:
       self._dispatch(bucket)
@@ -191,7 +197,11 @@ class WindowRun:
         continue  # It was dropped.
       self._pending[clip] -= 1
       columns = self._geometry.num_columns(window.num_frames)
-      part = {name: array[row] for name, array in out.items()}
+      part = {
+        name: array[row]
+        for name, array in out.items()
+        if name not in self._left_out
+      }
       for name in part.keys() & set(PER_COLUMN):
         part[name] = part[name][..., :columns, :].copy()
       self._parts[clip].append((window, part))

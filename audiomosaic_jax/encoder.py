@@ -20,10 +20,10 @@ import numpy as np
 import soxr
 from jaxtyping import Float
 
-from audiomosaic_jax import embed_program, sharding
-from audiomosaic_jax.calibration import Calibration
-from audiomosaic_jax.data import audio_io, windows
+from audiomosaic_jax import embed_program, predict, sharding
+from audiomosaic_jax.data import arrays, audio_io, windows
 from audiomosaic_jax.embedding import Embedding, WindowRun
+from audiomosaic_jax.trained_classifier import Classifier
 
 ConfigDict = ml_collections.ConfigDict
 Audio = str | os.PathLike | np.ndarray
@@ -41,7 +41,7 @@ class Encoder:
     config: of the run that trained it.
     variables: parameters and statistics, host arrays.
     class_names: of the logits; empty without a classifier.
-    calibration: from logits to probabilities; None if nobody fitted one.
+    classifier: the model whose encoder this is, if it is a classifier.
     model: `models.embedder.Embedder` with those variables.
     geometry: frames and columns of its windows.
     sample_rate_hz: rate that recordings are resampled to.
@@ -60,7 +60,7 @@ class Encoder:
     *,
     dtype: str,
     batch_size: int,
-    calibration: Calibration | None = None,
+    classifier: Classifier | None = None,
   ):
     """Places an encoder on the local devices.
 
@@ -70,9 +70,9 @@ class Encoder:
       class_names: of a classifier; empty without one.
       dtype: of matrix products and of the residual stream.
       batch_size: windows computed at once, on all local devices together.
-      calibration: of a classifier.
+      classifier: the whole model, for `classify`.
     """
-    self.config, self.calibration = config, calibration
+    self.config, self.classifier = config, classifier
     self.class_names = tuple(class_names)
     self.model = embed_program.build_embedder(
       config, len(self.class_names), dtype
@@ -132,21 +132,63 @@ class Encoder:
     )
     return out
 
+  def classify(
+    self, clips: Sequence[Audio], sample_rate_hz: int | None = None
+  ) -> Float[np.ndarray, "N C"]:
+    """Returns logits of whole clips, as the classifier was tested.
+
+    Clips are cut and filled up as in training, and what fills them up is seen,
+    which `embed` does not show to a linear classifier.
+
+    Args:
+      clips: as of `embed_batch`.
+      sample_rate_hz: as of `embed`.
+
+    Raises:
+      ValueError: this is no classifier.
+    """
+    if self.classifier is None:
+      raise ValueError(
+        "this encoder has no classifier; load the workdir of a fine-tuning "
+        "run, or an imported classifier"
+      )
+    waveforms = [
+      np.concatenate(list(self.read(clip, sample_rate_hz))) for clip in clips
+    ]
+    found = self._windows_of(
+      self.classifier.variables, arrays.ArraySource(waveforms)
+    )
+    logits, _ = predict.clip_means(found, len(clips))
+    return logits.astype(np.float32)
+
   def probabilities(
-    self, logits: Float[np.ndarray, "*N C"]
-  ) -> Float[np.ndarray, "*N C"]:
+    self, logits: Float[np.ndarray, "N C"]
+  ) -> Float[np.ndarray, "N C"]:
     """Returns the probability of each class, calibrated on validation clips.
+
+    Args:
+      logits: of `classify`.
 
     Raises:
       ValueError: this is no classifier, or one that was not calibrated.
     """
-    if self.calibration is None:
+    if self.classifier is None or self.classifier.calibration is None:
       raise ValueError(
         "this encoder has no calibration; load a classifier that was trained "
         "with validation clips, or use its logits"
       )
-    rows = np.reshape(logits, (-1, np.shape(logits)[-1]))
-    return self.calibration.probabilities(rows).reshape(np.shape(logits))
+    return self.classifier.calibration.probabilities(logits)
+
+  def stream(self, **settings: Any) -> "streaming.Stream":
+    """Returns a stream of this encoder; arguments as of `streaming.Stream`."""
+    from audiomosaic_jax import streaming
+
+    return streaming.Stream(self, **settings)
+
+  @functools.cached_property
+  def _windows_of(self) -> Callable:
+    model, config = self.classifier.model, self.classifier.config
+    return predict.make_window_fn(model, config, "__call__")
 
   def embed_batch(
     self,
@@ -190,6 +232,7 @@ class Encoder:
     hop_ms: float | int | None,
     overlap: float,
     layers: bool,
+    frames: bool = True,
     full_batches: bool = False,
     on_error: Callable[[int, ValueError], None] | None = None,
   ) -> Iterator[tuple[int, Embedding]]:
@@ -200,6 +243,7 @@ class Encoder:
       hop_ms: as of `embed`.
       overlap: as of `embed`.
       layers: as of `embed`.
+      frames: False leaves them out, and needs less memory.
       full_batches: compute the last windows in a batch of the full size, too:
         fewer programs to compile, for a few rows too many.
       on_error: called with the index of a recording that cannot be read and
@@ -215,6 +259,7 @@ class Encoder:
       offsets,
       row_sizes=self._row_sizes[-1:] if full_batches else self._row_sizes,
       column_sizes=halved(self.geometry.max_columns, MIN_COLUMNS),
+      frames=frames,
     )
     for index, blocks in enumerate(clips):
       try:

@@ -17,6 +17,7 @@ from audiomosaic_jax import (
 )
 from audiomosaic_jax.adapters import huggingface
 from audiomosaic_jax.encoder import Encoder
+from audiomosaic_jax.models import heads
 
 
 def load_encoder(
@@ -45,13 +46,7 @@ def load_encoder(
     )
   if _is_published(folder):
     imported = import_torch.read(folder)
-    return Encoder(
-      imported.config,
-      imported.variables,
-      _class_names(imported.config),
-      dtype=dtype,
-      batch_size=batch_size,
-    )
+    return _imported(imported.config, imported.variables, dtype, batch_size)
   for workdir in (folder, *folder.parents[:2]):
     if (workdir / experiment.CONFIG_FILE).exists():
       break
@@ -61,6 +56,11 @@ def load_encoder(
       f"{experiment.CONFIG_FILE}; give a workdir"
     )
   config = experiment.load_config(workdir)
+  if "mode" not in config:
+    raise ValueError(
+      f"{workdir / experiment.CONFIG_FILE} is not that of a run; give the "
+      "workdir that this was made from"
+    )
   if config.mode == "finetune" and (workdir / results.RUNS).is_dir():
     place = _find_place(config, workdir, folder)
     found = trained_classifier.load(config, workdir, place)
@@ -70,15 +70,47 @@ def load_encoder(
       found.class_names,
       dtype=dtype,
       batch_size=batch_size,
-      calibration=found.calibration,
+      classifier=found,
     )
-  names = _class_names(config)
-  if config.mode == "pretrain" and folder == workdir:
+  if config.mode == "finetune":
+    if "num_classes" not in config:
+      raise FileNotFoundError(
+        f"{workdir} has no {results.RUNS}; has its training begun?"
+      )
+    abstract = import_torch.abstract_variables(config)
+    variables = jax.device_get(checkpoint.load_params(folder, abstract))
+    return _imported(config, variables, dtype, batch_size)
+  if folder == workdir:
     folder = next(iter(experiment.seed_folders(config, workdir).values()))
-  model = embed_program.build_embedder(config, len(names), dtype)
+  model = embed_program.build_embedder(config, 0, dtype)
   abstract = embed_program.abstract_variables(model, config)
   variables = jax.device_get(checkpoint.load_params(folder, abstract))
-  return Encoder(config, variables, names, dtype=dtype, batch_size=batch_size)
+  return Encoder(config, variables, (), dtype=dtype, batch_size=batch_size)
+
+
+def _imported(config, variables, dtype: str, batch_size: int) -> Encoder:
+  """Returns an encoder of the published code, with its classifier if any."""
+  classifier, names = None, ()
+  if config.mode == "finetune":
+    names = config.class_names or tuple(map(str, range(config.num_classes)))
+    with config.unlocked():
+      config.evaluation = {"batch_size": batch_size, "max_windows": None}
+    model = heads.build(
+      grid=experiment.token_grid(config),
+      num_classes=config.num_classes,
+      **config.model,
+    )
+    classifier = trained_classifier.Classifier(
+      config, model, variables, names, None
+    )
+  return Encoder(
+    config,
+    variables,
+    names,
+    dtype=dtype,
+    batch_size=batch_size,
+    classifier=classifier,
+  )
 
 
 def _is_published(path: pathlib.Path) -> bool:
@@ -94,13 +126,6 @@ def _model_type(path: pathlib.Path) -> str | None:
   if not described.exists():
     return None
   return json.loads(described.read_text()).get("model_type")
-
-
-def _class_names(config) -> tuple[str, ...]:
-  """Returns the classes of an imported classifier, numbers if it has none."""
-  if config.mode == "pretrain":
-    return ()
-  return config.class_names or tuple(map(str, range(config.num_classes)))
 
 
 def _find_place(

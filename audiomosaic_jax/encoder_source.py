@@ -100,6 +100,23 @@ def states(run: Run) -> tuple[str, ...]:
   return tuple(map(state, run.folders))
 
 
+def check_states(run: Run, expected: tuple[str, ...], name: str) -> None:
+  """Raises ValueError if a run has other states than heads were trained on.
+
+  Args:
+    run: whose encoder the heads take.
+    expected: `states` of it when they were trained.
+    name: of the folder of the heads, for the message.
+  """
+  found = states(run)
+  if found != tuple(expected):
+    raise ValueError(
+      f"the heads in {name} were trained on states {tuple(expected)} of "
+      f"{run.folders[0]}, which now has {found}; probe it again in another "
+      "--workdir"
+    )
+
+
 def load(
   abstract: Params, config: ConfigDict, run: Run | None, seed_index: int
 ) -> Params:

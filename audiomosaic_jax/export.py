@@ -85,6 +85,11 @@ def export_encoder(
     )
   identity = export_card.identity(encoder)
   entries = export_parity.previous(output, identity)
+  if (output / export_card.CONFIG_FILE).exists() and not entries:
+    raise ValueError(
+      f"{output} has a {export_card.CONFIG_FILE} and is no export; give "
+      "another --output"
+    )
   output.mkdir(parents=True, exist_ok=True)
   config = json.dumps(export_card.config_of(encoder), indent=1)
   files.write_text(output / export_card.CONFIG_FILE, config + "\n")

@@ -57,7 +57,9 @@ def identity(encoder: Encoder) -> str:
   """Returns a hash of the parameters and of what they are used with."""
   about = config_of(encoder)
   del about["training"]
-  about["variables"] = embed_program.fingerprint(encoder.variables)
+  about["variables"] = embed_program.fingerprint(
+    encoder.variables, encoder.config
+  )
   text = json.dumps(about, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -231,6 +233,8 @@ def _config(encoder: Encoder) -> str:
 
 def training_data_of(encoder: Encoder) -> str:
   """Returns what the config of a run says of its data."""
+  if "data" not in encoder.config:
+    return "not known; the encoder came without it"
   data = without_folders(encoder.config.data.to_dict())
   if "source" not in data:
     return "not known; the encoder was imported"

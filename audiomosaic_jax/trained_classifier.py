@@ -46,6 +46,7 @@ def load(
 
   Raises:
     FileNotFoundError: it has not finished.
+    ValueError: its encoder was trained on since.
   """
   result = results.read_result(config, workdir, place)
   own = results.config_of(config, place)
@@ -54,6 +55,8 @@ def load(
   source = None
   if result["saved"] == "head" and place.encoder == "main":
     source = encoder_source.find_run(config.init.run)
+    if source is not None:
+      encoder_source.check_states(source, config.init.states, str(workdir))
   variables = classifier_setup.start_variables(model, own, source, place.seed)
   wanted = dict(variables)
   if result["saved"] == "head":

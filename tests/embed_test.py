@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -158,6 +159,13 @@ def test_a_folder_of_another_job_is_not_mixed_up(run, folder, tmp_path):
     job(run, folder, output, overlap=0.5)
   with pytest.raises(ValueError, match="recordings was 9, is now 4"):
     job(run, folder / "site1", output)
+  # Other recordings of the same names, and another normalisation.
+  twin = shutil.copytree(folder, tmp_path / "twin")
+  with pytest.raises(ValueError, match="recordings_sha256 was"):
+    job(run, twin, output)
+  louder = tiny.write_run(tmp_path / "louder", **{"spectrogram.std": 9.0})
+  with pytest.raises(ValueError, match="encoder_fingerprint was"):
+    job(louder, folder, output)
   other = tiny.write_run(tmp_path / "other", seed=1)
   with pytest.raises(ValueError, match="encoder_fingerprint was"):
     job(other, folder, output)

@@ -70,6 +70,7 @@ def test_a_classifier_says_of_a_clip_what_its_run_said(kind, run, tmp_path):
   config = make(task, **{"init.run": str(run), "duration.total": 2.0})
   config.num_seeds = 2 if kind == "probe" else 1
   config.data.pipeline.pad = "pad"
+  config.evaluation.selection = "valid"
   finetune.run(config, tmp_path / "fine")
   encoder = am.load_encoder(tmp_path / "fine")
   assert encoder.class_names == ("high", "low")
@@ -82,22 +83,40 @@ def test_a_classifier_says_of_a_clip_what_its_run_said(kind, run, tmp_path):
   )
   logits = np.stack([out.logits for out in found])
   np.testing.assert_allclose(logits, stored["test/logits"], atol=2e-3)
-  if encoder.calibration is None:
-    with pytest.raises(ValueError, match="no calibration"):
-      encoder.probabilities(logits)
-  else:
-    found = encoder.probabilities(logits[0])
-    expected = special.softmax(logits[0] / encoder.calibration.temperature)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+  # Whole clips as they were tested, what fills them up included.
+  clips = [source[i]["waveform"] for i in range(len(source))]
+  tested = encoder.classify(clips, RATE_HZ)
+  np.testing.assert_allclose(tested, stored["test/logits"], atol=1e-5)
+  temperature = encoder.classifier.calibration.temperature
+  np.testing.assert_allclose(
+    encoder.probabilities(tested),
+    special.softmax(tested / temperature, axis=1),
+    atol=1e-6,
+  )
   if kind == "probe":
     other = am.load_encoder(tmp_path / "fine/runs/seed_1")
     again = other.embed(source[0]["waveform"], RATE_HZ).logits
     assert np.abs(again - logits[0]).max() > 1e-4
+    # The encoder was trained on since: its heads no longer fit.
+    path = tmp_path / "fine/config.json"
+    changed = json.loads(path.read_text())
+    changed["init"]["states"] = ["0@1", "0@2"]
+    path.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=r"trained on states \('0@1'"):
+      am.load_encoder(tmp_path / "fine")
 
 
 def test_what_is_no_run_is_refused_with_advice(run, tmp_path):
   with pytest.raises(FileNotFoundError, match="give a workdir"):
     am.load_encoder(tmp_path)
+  (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(ValueError, match="is not that of a run"):
+    am.load_encoder(tmp_path)
+  encoder = am.load_encoder(run)
+  with pytest.raises(ValueError, match="this encoder has no classifier"):
+    encoder.classify([clip()], RATE_HZ)
+  with pytest.raises(ValueError, match="this encoder has no calibration"):
+    encoder.probabilities(np.zeros((1, 2), np.float32))
   with pytest.raises(AttributeError, match="load_decoder"):
     am.load_decoder  # noqa: B018
 
@@ -127,6 +146,8 @@ def test_a_checkpoint_is_loaded_without_being_imported_first(tmp_path):
 
 def test_a_folder_in_the_form_of_the_hub_is_the_encoder_it_was(run, tmp_path):
   encoder = am.load_encoder(run)
+  with pytest.raises(ValueError, match="give another folder"):
+    huggingface.save_pretrained(encoder, run)
   huggingface.save_pretrained(encoder, tmp_path / "hub")
   again = am.load_encoder(tmp_path / "hub")
   assert again.model == encoder.model

@@ -319,6 +319,11 @@ def test_what_cannot_be_exported_is_told_before_anything_is_written(
   with pytest.raises(ValueError, match=r"320 samples.*at least 0.025"):
     to_folder(encoder, output, params, length_s=0.02)
   assert not output.exists()
+  config = tmp_path / "config.json"
+  config.write_text("{}")
+  with pytest.raises(ValueError, match=r"is no export; give another"):
+    to_folder(encoder, tmp_path, params)
+  assert config.read_text() == "{}"
   with pytest.raises(ValueError, match=r"caffe is unknown; choose from params"):
     export_formats.choose(["params", "caffe"])
   with pytest.raises(ValueError, match="unknown"):

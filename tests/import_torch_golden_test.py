@@ -36,6 +36,7 @@ def embedded(encoder, fbank):
   return embed(encoder.variables, jnp.asarray(fbank))
 
 
+CLIP = (0.1 * np.random.default_rng(0).normal(size=16_000)).astype(np.float32)
 ENCODERS = ("encoder_a", "encoder_b", "encoder_c", "encoder_d")
 
 
@@ -130,6 +131,7 @@ def test_an_imported_classifier_computes_what_the_reference_did(case, tmp_path):
 
   encoder = load_encoder(folder)
   assert encoder.class_names[-1] == str(config.num_classes - 1)
+  assert encoder.classify([CLIP], 16_000).shape == (1, config.num_classes)
   if config.model.head == "linear":
     np.testing.assert_allclose(
       embedded(encoder, x[:, 0])["logits"],

@@ -36,7 +36,7 @@ def test_chunks_of_any_size_give_the_moments_of_offline_windows(encoder):
   samples = tiny.noise(4.1)
   rng = np.random.default_rng(0)
   for trial in range(3):
-    stream = streaming.Stream(encoder, sample_rate_hz=RATE_HZ, hop_s=0.5)
+    stream = encoder.stream(sample_rate_hz=RATE_HZ, hop_s=0.5)
     sizes = rng.integers(0, (300, 9_000, 40_000)[trial], size=40)
     moments = push_all(stream, samples, sizes)
     ends = [moment.end_s for moment in moments]

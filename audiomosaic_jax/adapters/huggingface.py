@@ -36,9 +36,14 @@ def save_pretrained(encoder: Encoder, folder: str | os.PathLike) -> None:
 
   Args:
     encoder: of `load_encoder`.
-    folder: where; files of that name are replaced.
+    folder: where; what an earlier call wrote is replaced.
+
+  Raises:
+    ValueError: the folder is of something else, such as a run.
   """
   folder = pathlib.Path(folder)
+  if (folder / experiment.CONFIG_FILE).exists():
+    check_type(folder)
   folder.mkdir(parents=True, exist_ok=True)
   tensors = torch_params.to_torch(encoder.variables, ignored={})
   torch_files.write_tensors(tensors, folder / WEIGHTS_FILE)
@@ -99,6 +104,7 @@ def check_type(folder: pathlib.Path) -> None:
   found = described.get("model_type")
   if found != MODEL_TYPE:
     raise ValueError(
-      f"{folder} has model_type {found!r}, not {MODEL_TYPE!r}; import a "
-      "published checkpoint with python -m audiomosaic_jax.import_torch"
+      f"{folder} has model_type {found!r}, not {MODEL_TYPE!r}; give another "
+      "folder, or import a published checkpoint with "
+      "python -m audiomosaic_jax.import_torch"
     )

@@ -86,7 +86,13 @@ def load_audio(
 
 
 def stream_audio(
-  path: str | os.PathLike, *, sample_rate_hz: int, block_s: float
+  path: str | os.PathLike,
+  *,
+  sample_rate_hz: int,
+  block_s: float,
+  start_s: float | None = None,
+  end_s: float | None = None,
+  name: str | None = None,
 ) -> Iterator[Float[np.ndarray, " n"]]:
   """Decodes a file of any length, block by block.
 
@@ -94,6 +100,9 @@ def stream_audio(
     path: of a file.
     sample_rate_hz: rate of the result.
     block_s: seconds of a block, about; memory is that of one.
+    start_s: as of `load_audio`.
+    end_s: as of `load_audio`.
+    name: as of `load_audio`.
 
   Yields:
     Mono samples, which joined are what `load_audio` returns, but for rounding
@@ -102,20 +111,19 @@ def stream_audio(
   Raises:
     BadClipError: as `load_audio`, possibly only after some blocks.
   """
-  name = os.fspath(path)
+  name = name or os.fspath(path)
   if not os.path.isfile(path):
     raise BadClipError(name, "no such file")
   peak, decoded, produced = 0.0, 0, 0
   try:
     with soundfile.SoundFile(os.fsencode(path)) as file:
-      promised, rate_hz = file.frames, file.samplerate
+      promised, rate_hz = _seek(file, name, start_s, end_s), file.samplerate
       resampler = soxr.ResampleStream(
         rate_hz, sample_rate_hz, num_channels=1, quality="HQ"
       )
       while decoded < promised:
-        samples = file.read(
-          round(block_s * rate_hz), dtype="float32", always_2d=True
-        )
+        size = min(round(block_s * rate_hz), promised - decoded)
+        samples = file.read(size, dtype="float32", always_2d=True)
         if not len(samples):
           break
         decoded += len(samples)
@@ -144,27 +152,37 @@ def _read(handle, name: str, start_s: float | None, end_s: float | None):
   """Returns [frames, channels] float32 and the rate of the file."""
   with soundfile.SoundFile(handle) as file:
     rate_hz = file.samplerate
-    start = round(start_s * rate_hz) if start_s else 0
-    stop = file.frames
-    if end_s is not None:
-      stop = min(stop, round(end_s * rate_hz))
-    if stop <= start:
-      raise BadClipError(
-        name,
-        f"empty: samples {start} to {stop} of {file.frames} at {rate_hz} Hz",
-      )
-    preroll = min(start, MP3_PREROLL) if file.format == "MP3" else 0
-    if start:
-      file.seek(start - preroll)
-    samples = file.read(
-      stop - start + preroll, dtype="float32", always_2d=True
-    )[preroll:]
-  promised = stop - start
+    promised = _seek(file, name, start_s, end_s)
+    samples = file.read(promised, dtype="float32", always_2d=True)
   if len(samples) < (1 - MAX_MISSING_FRACTION) * promised:
     raise BadClipError(
       name, f"truncated: {len(samples)} of {promised} samples decode"
     )
   return samples, rate_hz
+
+
+def _seek(
+  file: soundfile.SoundFile,
+  name: str,
+  start_s: float | None,
+  end_s: float | None,
+) -> int:
+  """Goes to the beginning of a part of a file; returns its frames."""
+  rate_hz = file.samplerate
+  start = round(start_s * rate_hz) if start_s else 0
+  stop = file.frames
+  if end_s is not None:
+    stop = min(stop, round(end_s * rate_hz))
+  if stop <= start:
+    raise BadClipError(
+      name,
+      f"empty: samples {start} to {stop} of {file.frames} at {rate_hz} Hz",
+    )
+  preroll = min(start, MP3_PREROLL) if file.format == "MP3" else 0
+  if start:
+    file.seek(start - preroll)
+    file.read(preroll)
+  return stop - start
 
 
 def _explain(error: soundfile.LibsndfileError, name: str) -> str:

@@ -115,10 +115,24 @@ def _table(source: dict, root: pathlib.Path) -> Layout:
 
 def _known(names: Iterable[str]) -> dict[str, str]:
   """Returns our name -> theirs of what is called like a split."""
-  theirs = {name.strip().lower(): name for name in sorted(names)}
-  return {
-    ours: theirs[name]
-    for ours, known in NAMES.items()
-    for name in known
-    if name in theirs
-  }
+  found: dict[str, str] = {}
+  left_out = []
+  ours_of = {name: ours for ours, known in NAMES.items() for name in known}
+  for name in sorted(names):
+    ours = ours_of.get(name.strip().lower())
+    if ours is None:
+      left_out.append(name)
+    elif ours in found:
+      raise ValueError(
+        f"{found[ours]!r} and {name!r} both mean the split {ours}; give them "
+        "one name"
+      )
+    else:
+      found[ours] = name
+  if found and left_out:
+    logging.warning(
+      "clips of %s are in no split that is used; splits are called %s",
+      ", ".join(map(repr, left_out)),
+      ", ".join(found.values()),
+    )
+  return {ours: found[ours] for ours in NAMES if ours in found}

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Int
 
 
@@ -41,17 +42,24 @@ def group_names(
       "the name of the group; write '(.*)_[0-9]+' for NAME_NUMBER.wav"
     )
   names = list(ids if groups is None else groups)
-  fits = 0
+  fits, others = 0, []
   for index, name in enumerate(ids):
     text = name if "/" in pattern else name.rpartition("/")[2]
     match = expression.match(text)
     if match and match[1]:
       names[index] = match[1]
       fits += 1
+    else:
+      others.append(name)
   if not fits:
     raise ValueError(
       f"group_pattern {pattern!r} fits none of {len(ids)} clips, the first is "
       f"{ids[0]!r}; it has to fit from the start of the file name on"
+    )
+  if others:
+    logging.warning(
+      "group_pattern %r fits %d of %d clips; the first it does not fit is %r",
+      *(pattern, fits, len(ids), others[0]),
     )
   return names
 

@@ -6,10 +6,11 @@ by several threads, what is long block by block.
 
 import csv
 import glob
+import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ def find(where: str) -> list[Recording]:
   elif path.exists():
     found = [Recording(path.name, str(path), None, None)]
   else:
-    names = sorted(glob.glob(str(path), recursive=True))
+    names = sorted(set(glob.glob(str(path), recursive=True)))
     found = [
       Recording(name, name, None, None)
       for name in names
@@ -94,6 +95,21 @@ def _from_table(path: pathlib.Path) -> list[Recording]:
   return found
 
 
+def fingerprint(recordings: Sequence[Recording]) -> str:
+  """Returns what tells recordings from others: where, how long, how old."""
+  digest = hashlib.sha256()
+  for recording in recordings:
+    path = os.path.realpath(recording.path)
+    try:
+      about = os.stat(path)
+      state = (about.st_size, about.st_mtime_ns)
+    except OSError:
+      state = None  # Reading it will say what is wrong.
+    line = f"{recording.id}\n{path}\n{state}\n"
+    digest.update(line.encode(errors="surrogateescape"))
+  return digest.hexdigest()
+
+
 def read(
   recordings: Iterable[Recording], *, sample_rate_hz: int, num_threads: int
 ) -> Iterator[Iterable[np.ndarray]]:
@@ -119,24 +135,21 @@ def read(
 
 def _blocks(recording: Recording, sample_rate_hz: int) -> Iterable[np.ndarray]:
   _, path, start_s, end_s = recording
-  if start_s is not None:
-    return [
-      audio_io.load_audio(
-        path,
-        sample_rate_hz=sample_rate_hz,
-        start_s=start_s,
-        end_s=end_s,
-        name=recording.id,
-      )
-    ]
   stream = audio_io.stream_audio(
-    path, sample_rate_hz=sample_rate_hz, block_s=SHORT_S
+    path,
+    sample_rate_hz=sample_rate_hz,
+    block_s=SHORT_S,
+    start_s=start_s,
+    end_s=end_s,
+    name=recording.id,
   )
   try:
-    is_short = soundfile.info(os.fspath(path)).duration <= SHORT_S
+    duration_s = soundfile.info(os.fspath(path)).duration
   except soundfile.LibsndfileError:
-    is_short = True  # The stream will say what is wrong.
-  return list(stream) if is_short else stream
+    duration_s = 0.0  # The stream will say what is wrong.
+  if start_s is not None:
+    duration_s = min(duration_s, end_s) - start_s
+  return list(stream) if duration_s <= SHORT_S else stream
 
 
 def _raise(error: Exception) -> Iterator[np.ndarray]:
