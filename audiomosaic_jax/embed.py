@@ -1,4 +1,4 @@
-"""Embeds a folder of recordings, of any number and any length.
+r"""Embeds a folder of recordings, of any number and any length.
 
   python -m audiomosaic_jax.embed --encoder=runs/demo --input=recordings/ \
     --output=out.parquet

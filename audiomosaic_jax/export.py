@@ -1,4 +1,4 @@
-"""Exports an encoder for programs that know nothing of this project.
+r"""Exports an encoder for programs that know nothing of this project.
 
   python -m audiomosaic_jax.export --encoder=runs/demo --output=exported \
     --format=params,safetensors,stablehlo,onnx,savedmodel,tflite
