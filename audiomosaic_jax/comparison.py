@@ -334,7 +334,7 @@ def _write_predictions(
   votes.
   """
   each = class_names if len(class_names) <= MAX_PROBABILITIES else []
-  temporary = path.with_suffix(".tmp")
+  temporary = files.temporary_path(path)
   with temporary.open(
     "w", newline="", encoding="utf-8", errors="surrogateescape"
   ) as file:

@@ -32,7 +32,7 @@ import jax
 from absl import app, flags, logging
 from jax.experimental import multihost_utils
 
-from audiomosaic_jax import embed_output, embed_shards, sharding
+from audiomosaic_jax import embed_output, embed_shards, files, sharding
 from audiomosaic_jax.data import recordings
 
 ENCODER = flags.DEFINE_string(
@@ -175,7 +175,8 @@ def finish(job: embed_shards.Job, output: pathlib.Path) -> int:
   bad = job.bad()
   path = pathlib.Path(BAD.value or f"{output}.bad.jsonl")
   if bad:
-    embed_output.write_lines(path, [json.dumps(record) for record in bad])
+    lines = (json.dumps(record) + "\n" for record in bad)
+    files.write_text(path, "".join(lines))
     print(f"{len(bad)} recordings were left out: {path}", flush=True)
     for record in bad[:3]:
       print(f"  {record['id']}: {record['reason']}", flush=True)

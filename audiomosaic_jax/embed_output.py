@@ -1,9 +1,8 @@
 """Shards of embeddings joined to the file that was asked for."""
 
-import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow
@@ -64,11 +63,6 @@ def join(job: embed_shards.Job, output: pathlib.Path) -> int:
   return rows
 
 
-def write_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
-  """Writes a text file of lines."""
-  files.write_text(path, "".join(line + "\n" for line in lines))
-
-
 def _write_npz(
   paths: list[pathlib.Path], rows: int, output: pathlib.Path
 ) -> None:
@@ -77,10 +71,8 @@ def _write_npz(
   for part in map(_arrays, paths):
     for name, array in part.items():
       columns.setdefault(name, []).append(array)
-  temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-  with temporary.open("wb") as file:
-    np.savez(file, **{k: np.concatenate(v) for k, v in columns.items()})
-  temporary.replace(output)
+  joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+  files.write_arrays(output, joined, compress=False)
 
 
 def _write_zarr(
@@ -88,7 +80,7 @@ def _write_zarr(
 ) -> None:
   import zarr
 
-  temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+  temporary = files.temporary_path(output)
   group = zarr.open_group(temporary, mode="w")
   start = 0
   for part in map(_arrays, paths):

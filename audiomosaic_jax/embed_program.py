@@ -18,9 +18,6 @@ from audiomosaic_jax.models import embedder, heads, vit
 
 ConfigDict = ml_collections.ConfigDict
 
-# What of a config decides what is computed with the variables.
-FRONT_END = ("fbank", "spectrogram", "model")
-
 
 def geometry(config: ConfigDict) -> windows.Geometry:
   """Returns the windows of the encoder that a config describes."""
@@ -111,10 +108,16 @@ def wanted_variables(
   return traverse_util.unflatten_dict(chosen)
 
 
+def front_end(config: ConfigDict) -> dict[str, Any]:
+  """Returns what of a config decides what is computed with the variables."""
+  blocks = ("fbank", "spectrogram", "model")
+  return {name: config[name].to_dict() for name in blocks}
+
+
 def fingerprint(variables: dict[str, Any], config: ConfigDict) -> str:
   """Returns what tells an encoder and its front end from others."""
-  blocks = {name: config[name].to_dict() for name in FRONT_END}
-  digest = hashlib.sha256(json.dumps(blocks, sort_keys=True).encode())
+  text = json.dumps(front_end(config), sort_keys=True)
+  digest = hashlib.sha256(text.encode())
   flat = traverse_util.flatten_dict(variables, sep="/")
   for name in sorted(flat):
     digest.update(name.encode())

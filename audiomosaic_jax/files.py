@@ -2,6 +2,9 @@
 
 import pathlib
 import uuid
+from collections.abc import Mapping
+
+import numpy as np
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
@@ -14,6 +17,21 @@ def temporary_path(path: pathlib.Path) -> pathlib.Path:
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a text under a temporary name, then renames it."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+  """Writes bytes under a temporary name, then renames it."""
   temporary = temporary_path(path)
-  temporary.write_text(text)
+  temporary.write_bytes(content)
+  temporary.replace(path)
+
+
+def write_arrays(
+  path: pathlib.Path, arrays: Mapping[str, np.ndarray], *, compress: bool
+) -> None:
+  """Writes an .npz file under a temporary name, then renames it."""
+  temporary = temporary_path(path)
+  with temporary.open("wb") as file:
+    (np.savez_compressed if compress else np.savez)(file, **arrays)
   temporary.replace(path)

@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from audiomosaic_jax import features, scores, sharding
+from audiomosaic_jax import features, files, scores, sharding
 from audiomosaic_jax.data import pipeline
 from audiomosaic_jax.data.sources import Source
 
@@ -171,10 +171,7 @@ def cached_features(
   windows = compute({"params": params}, source)
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-      np.savez(file, rows=windows.rows, clip=windows.clip)
-    temporary.replace(path)
+    files.write_arrays(path, windows._asdict(), compress=False)
   return windows
 
 

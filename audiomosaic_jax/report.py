@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from audiomosaic_jax import files
 from audiomosaic_jax.tables import Table
 
 # Okabe and Ito's palette: told apart with any common colour blindness.
@@ -214,7 +215,7 @@ def write_report(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
     name = re.sub(r"[^a-z0-9]+", "_", heading.lower()).strip("_")
-    _replace(folder / f"{name}.png", buffer.getvalue())
+    files.write_bytes(folder / f"{name}.png", buffer.getvalue())
     data = base64.b64encode(buffer.getvalue()).decode()
     body.append(
       f"<figure><h2>{html.escape(heading)}</h2>"
@@ -222,7 +223,7 @@ def write_report(
       f'src="data:image/png;base64,{data}"></figure>'
     )
   document = _PAGE.format(title=html.escape(title), body="\n".join(body))
-  _replace(page, document.encode())
+  files.write_bytes(page, document.encode())
   return page
 
 
@@ -262,13 +263,6 @@ def _table_html(table: Table) -> str:
   head = row(table.columns, "th")
   caption = f"<caption>{html.escape(table.caption)}</caption>"
   return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file in one rename."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_bytes(content)
-  temporary.replace(path)
 
 
 def _plot_runs(

@@ -209,16 +209,17 @@ def write_run(
     (place_folder / name).unlink(missing_ok=True)
   if "valid" in kept:
     valid = kept["valid"]
-    save_arrays(place_folder / VALIDATION_FILE, valid)
+    files.write_arrays(place_folder / VALIDATION_FILE, valid, compress=True)
     fitted = calibration.fit(valid["logits"], valid["targets"], link)
     calibration.write(place_folder, fitted, class_names, kept)
-  save_arrays(
+  files.write_arrays(
     place_folder / PREDICTIONS_FILE,
     {
       f"{name}/{k}": a
       for name, arrays in tested.items()
       for k, a in arrays.items()
     },
+    compress=True,
   )
   result = {
     **place._asdict(),
@@ -243,14 +244,6 @@ def link_of(config: ConfigDict, place: Place, multi_label: bool) -> str | None:
   if place.encoder == "log_mel":
     return calibration.SIGMOID if multi_label else calibration.SOFTMAX
   return None if config.knn.k else config.loss.name
-
-
-def save_arrays(path: pathlib.Path, arrays: Predictions) -> None:
-  """Writes arrays under a temporary name, then renames it."""
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("wb") as file:
-    np.savez_compressed(file, **arrays)
-  temporary.replace(path)
 
 
 def _describe(config: ConfigDict, source: Source, kept: Predictions) -> dict:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import ml_collections
 import numpy as np
 
-from audiomosaic_jax import tables
+from audiomosaic_jax import files, tables
 from audiomosaic_jax.data import partition, supervised
 from audiomosaic_jax.data.sources import Source
 
@@ -152,7 +152,7 @@ def write(
     seconds: split -> [n] length of each clip.
     data_dir: paths below it are relative to it.
   """
-  temporary = path.with_name(path.name + ".tmp")
+  temporary = files.temporary_path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   root = os.path.abspath(os.path.expanduser(data_dir))
   with temporary.open(

@@ -15,6 +15,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from audiomosaic_jax.files import temporary_path
+
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # Of a folder: its description, and the first of these that is there.
@@ -106,7 +108,7 @@ def write_tensors(
 ) -> None:
   """Writes a .safetensors file, which appears when it is complete."""
   path = pathlib.Path(path)
-  temporary = path.with_name(path.name + ".tmp")
+  temporary = temporary_path(path)
   # Libraries of PyTorch refuse a file that does not say whose layout it has.
   safetensors.numpy.save_file(
     {name: np.asarray(x, order="C") for name, x in tensors.items()},

@@ -10,16 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from audiomosaic_jax.data import host_fbank
+
 # Equal to those in configs/, which are not installed with the package.
-FBANK = {
-  "sample_rate_hz": 16_000,
-  "frame_length_ms": 25.0,
-  "frame_shift_ms": 10.0,
-  "num_mel_bins": 128,
-  "low_freq_hz": 20.0,
-  "high_freq_hz": 8_000.0,
-  "preemphasis": 0.97,
-}
+FBANK = {"sample_rate_hz": 16_000, **host_fbank.FBANK}
 STATISTICS = {
   "audioset": {"num_frames": 1024, "mean": -4.2677393, "std": 4.5689974},
   "esc50": {"num_frames": 512, "mean": -6.6268077, "std": 5.358466},

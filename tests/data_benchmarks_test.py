@@ -202,7 +202,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
   (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk")
   (tmp_path / "data").mkdir()
   (tmp_path / "data" / "link").symlink_to(tmp_path / "disk")
-  assert layout.list_audio(tmp_path / "data") == ["link/a.wav"]
+  assert sources.list_audio(tmp_path / "data") == ["link/a.wav"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def cosine(a, b):
   )
 
 
-def close(one, other, atol=2e-5):
+def assert_close(one, other, atol=2e-5):
   for name in ("embedding", "frames", "z"):
     np.testing.assert_allclose(
       getattr(one, name), getattr(other, name), rtol=0, atol=atol
@@ -146,10 +146,10 @@ def test_a_file_is_its_samples(encoder, tmp_path):
   samples = tiny.noise(2.0)
   path = tmp_path / "clip.wav"
   soundfile.write(path, samples, RATE_HZ, subtype="FLOAT")
-  close(encoder.embed(path), encoder.embed(samples, RATE_HZ))
-  close(encoder.embed(str(path)), encoder.embed(samples, RATE_HZ))
+  assert_close(encoder.embed(path), encoder.embed(samples, RATE_HZ))
+  assert_close(encoder.embed(str(path)), encoder.embed(samples, RATE_HZ))
   pcm = audio_io.float_to_pcm16(samples)
-  close(
+  assert_close(
     encoder.embed(pcm, RATE_HZ),
     encoder.embed(audio_io.pcm16_to_float(pcm), RATE_HZ),
   )
@@ -164,8 +164,8 @@ def test_other_rates_are_resampled_and_channels_of_a_file_averaged(
   stereo = np.stack([samples * 1.5, samples * 0.5], axis=1)
   soundfile.write(path, stereo, rate_hz, subtype="FLOAT")
   expected = encoder.embed(soxr.resample(samples, rate_hz, RATE_HZ), RATE_HZ)
-  close(encoder.embed(samples, rate_hz), expected)
-  close(encoder.embed(path), expected, atol=1e-3)
+  assert_close(encoder.embed(samples, rate_hz), expected)
+  assert_close(encoder.embed(path), expected, atol=1e-3)
 
 
 def test_recordings_of_a_hundred_lengths_compile_a_few_programs():
@@ -196,7 +196,7 @@ def test_a_bad_recording_is_reported_and_the_others_go_on(encoder, tmp_path):
     )
   )
   assert sorted(found) == [0, 4]
-  close(found[0], found[4])
+  assert_close(found[0], found[4])
   assert {i: type(e) for i, e in errors.items()} == {
     1: ValueError,
     2: audio_io.BadClipError,

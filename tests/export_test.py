@@ -76,7 +76,7 @@ def recordings(length):
   return clips
 
 
-def close_to(encoder, outputs, clips, atol):
+def assert_close_to(encoder, outputs, clips, atol):
   live = encoder.embed_batch(list(clips), RATE_HZ)
   for name in export_program.output_names(encoder):
     expected = np.stack([getattr(out, name) for out in live])
@@ -90,7 +90,7 @@ def close_to(encoder, outputs, clips, atol):
 def test_the_program_is_the_encoder(encoder, length):
   program = export_program.make_program(encoder, export_program.fft_log_mel)
   clips = recordings(length)
-  close_to(encoder, jax.jit(program)(clips), clips, 5e-6)
+  assert_close_to(encoder, jax.jit(program)(clips), clips, 5e-6)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_every_kind_of_encoder_has_its_program(changes):
   encoder = make_encoder(**changes)
   program = export_program.make_program(encoder, export_program.fft_log_mel)
   clips = recordings(50_000)
-  close_to(encoder, jax.jit(program)(clips), clips, 2e-5)
+  assert_close_to(encoder, jax.jit(program)(clips), clips, 2e-5)
 
 
 def test_the_program_of_a_classifier_has_its_logits():
@@ -119,7 +119,7 @@ def test_the_program_of_a_classifier_has_its_logits():
   classifier = place(config, jax.device_get(variables), ("a", "b", "c"))
   program = export_program.make_program(classifier, export_program.fft_log_mel)
   clips = recordings(12_000)
-  close_to(classifier, jax.jit(program)(clips), clips, 5e-6)
+  assert_close_to(classifier, jax.jit(program)(clips), clips, 5e-6)
   assert export_program.output_names(classifier)[-1] == "logits"
 
 
@@ -237,7 +237,7 @@ def test_one_program_is_for_all_platforms_and_refuses_less_than_a_frame(
   program = jax_export.deserialize(bytearray(file.read_bytes()))
   assert program.platforms == ("cpu", "cuda", "tpu")
   clips = np.concatenate([recordings(400)] * 3)
-  close_to(encoder, program.call(clips), clips, 5e-6)
+  assert_close_to(encoder, program.call(clips), clips, 5e-6)
   with pytest.raises(ValueError, match=r"shapes|s >= 400"):
     program.call(clips[:, :399])
 
@@ -381,7 +381,7 @@ def test_onnx_says_what_the_encoder_says(length_s, width, tmp_path):
   # Other batches than that of the parity.
   for some in (clips[:5], clips[:1]):
     [outputs], _ = export_parity.run_elsewhere("onnx", file, [some])
-    close_to(encoder, outputs, some, 5e-4)
+    assert_close_to(encoder, outputs, some, 5e-4)
 
 
 @pytest.mark.slow

@@ -27,8 +27,6 @@ from audiomosaic_jax.encoder import Encoder
 
 WEIGHTS_FILE = "model.safetensors"
 MODEL_TYPE = "audiomosaic-jax"
-# What of the config of a run decides what an encoder computes.
-BLOCKS = ("fbank", "spectrogram", "model")
 
 
 def save_pretrained(encoder: Encoder, folder: str | os.PathLike) -> None:
@@ -49,7 +47,7 @@ def save_pretrained(encoder: Encoder, folder: str | os.PathLike) -> None:
   torch_files.write_tensors(tensors, folder / WEIGHTS_FILE)
   config = {
     "model_type": MODEL_TYPE,
-    **{name: encoder.config[name].to_dict() for name in BLOCKS},
+    **embed_program.front_end(encoder.config),
     "class_names": encoder.class_names,
   }
   files.write_text(

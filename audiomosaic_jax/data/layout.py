@@ -18,8 +18,6 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 Path = str | os.PathLike
 
-list_audio = sources.list_audio
-
 
 class DatasetNotPreparedError(FileNotFoundError):
   """A data set that has to be prepared first, and how."""

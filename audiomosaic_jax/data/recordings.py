@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from audiomosaic_jax.data import audio_io, layout, sources, tables
+from audiomosaic_jax.data import audio_io, sources, tables
 from audiomosaic_jax.data.parallel import parallel_map
 
 # Decoded as a whole, ahead of its turn; longer ones block by block.
@@ -54,7 +54,7 @@ def find(where: str) -> list[Recording]:
   """
   path = pathlib.Path(where).expanduser()
   if path.is_dir():
-    names = layout.list_audio(path)
+    names = sources.list_audio(path)
     found = [Recording(n, str(path / n), None, None) for n in names]
   elif path.suffix.lower() == ".csv":
     found = _from_table(path)

@@ -54,7 +54,7 @@ def audioset(
   )
   index, class_names = tables.read_label_csv(root / CLASSES)
   audio_root = root / pathlib.Path(audio_dir or "").expanduser()
-  files = youtube.Files(layout.list_audio(audio_root))
+  files = youtube.Files(sources.list_audio(audio_root))
   clips = [
     clip for name in lists for clip in _read_segments(root / name, index, files)
   ]

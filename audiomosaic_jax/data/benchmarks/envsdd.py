@@ -102,7 +102,7 @@ def _read_development(
   root: pathlib.Path, track: str, usage: str
 ) -> Iterator[layout.Clip]:
   """Yields each real sound and its fakes."""
-  files = set(layout.list_audio(root / "development"))
+  files = set(sources.list_audio(root / "development"))
   table = root / "datasplit_dev.csv"
   folders = ["real_audio"]
   folders += [f"fake_audio/{track.upper()}/{g}" for g in DEVELOPMENT[track]]
@@ -130,7 +130,7 @@ def _read_test(
   root: pathlib.Path, track: str, split: str
 ) -> Iterator[layout.Clip]:
   """Yields the clips of one of the four tests."""
-  files = set(layout.list_audio(root / "test" / "audio"))
+  files = set(sources.list_audio(root / "test" / "audio"))
   sounds = SEEN_SOUNDS if split in ("test01", "test02") else UNSEEN_SOUNDS
   odd = split in ("test01", "test03")
   generators = DEVELOPMENT[track] if odd else UNSEEN[track]

@@ -43,7 +43,7 @@ def esc50(
     layout.read_rows(root / TABLE, columns=len(COLUMNS), header=COLUMNS)
   )
   class_names = _class_names(rows)
-  files = set(layout.list_audio(root / "audio"))
+  files = set(sources.list_audio(root / "audio"))
   clips = []
   for where, (filename, fold, target, _, _, recording, *_) in rows:
     if fold not in FOLDS:

@@ -51,7 +51,7 @@ def fsd50k(
   class_names = _read_vocabulary(root / vocabulary)
   index = {name: i for i, name in enumerate(class_names)}
   columns = ["fname", "labels", "mids", *(["split"] if part == "dev" else [])]
-  files = set(layout.list_audio(root / folder))
+  files = set(sources.list_audio(root / folder))
   clips = []
   for where, cells in layout.read_rows(
     root / table, columns=len(columns), header=columns

@@ -166,7 +166,7 @@ def _clips(
   """Lists the clips of a split: those of its list, or of none."""
   files = {
     path
-    for path in layout.list_audio(root)
+    for path in sources.list_audio(root)
     if path.count("/") == 1 and not path.startswith("_")
   }
   listed = {
@@ -212,7 +212,7 @@ def _separate_test_set(
   if silence:
     index[SILENCE] = len(COMMANDS) + 1
   clips = []
-  for path in layout.list_audio(root):
+  for path in sources.list_audio(root):
     word, _, name = path.partition("/")
     where = str(root / path)
     if word != SILENCE or silence:
@@ -233,7 +233,7 @@ def _noise(
   held_out = dict(HELD_OUT_NOISE)
   if not own_test:
     del held_out["test"]
-  files = [path for path in layout.list_audio(root) if path.startswith(NOISE)]
+  files = [path for path in sources.list_audio(root) if path.startswith(NOISE)]
   if split in held_out:
     files = [path for path in files if path == f"{NOISE}/{held_out[split]}"]
   else:

@@ -49,7 +49,7 @@ def vggsound(
   class_names = sorted({cells[2] for _, cells in rows})
   index = {label: i for i, label in enumerate(class_names)}
   audio_root = root / pathlib.Path(audio_dir or "").expanduser()
-  files = youtube.Files(layout.list_audio(audio_root))
+  files = youtube.Files(sources.list_audio(audio_root))
   count = collections.Counter(cells[0] for _, cells in rows)
   clips = []
   for where, cells in rows:
