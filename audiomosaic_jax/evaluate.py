@@ -10,7 +10,7 @@ from audiomosaic_jax import encoder_probe, experiment, results, robustness
 ConfigDict = ml_collections.ConfigDict
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """Evaluates the encoders or the classifiers in a workdir.
 
   Of a pretraining run it prints the table of `encoder_probe.compare` for every
@@ -20,6 +20,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     config: of `configs/evaluate.py`; `tasks` lists folders, or one folder of
       task folders.
     workdir: of the run.
+
+  Returns:
+    True: it is not stopped half-way.
   """
   trained = experiment.load_config(workdir)
   if trained.mode == "finetune":
@@ -30,10 +33,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         f"--config.init.run={workdir}"
       )
     robustness.run(config, workdir)
-    return
+    return True
   for name in task_names(config.tasks):
     task = encoder_probe.load_task(name, trained)
     encoder_probe.compare(trained, workdir, task)
+  return True
 
 
 def task_names(tasks: Sequence[str]) -> list[str]:

@@ -32,6 +32,14 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints, metrics and reports are written."
 )
+STOPPED_STATUS = flags.DEFINE_integer(
+  "stopped_status",
+  0,
+  "Exit status of a job that a SIGTERM stopped before its end, everything "
+  "saved. A launcher that is to start it again tells it from a finished one.",
+  lower_bound=0,
+  upper_bound=255,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -50,13 +58,15 @@ def main(argv: list[str]) -> None:
   use_compilation_cache(config.runtime.compilation_cache, workdir)
   mode = importlib.import_module(MODES[config.mode])
   try:
-    mode.run(config, workdir)
+    finished = mode.run(config, workdir)
   except (FileNotFoundError, ValueError, RuntimeError) as error:
     # What a person can mend is told in one message, the rest is in a file.
     workdir.mkdir(parents=True, exist_ok=True)
     trace = workdir / "error.txt"
     trace.write_text(traceback.format_exc())
     raise SystemExit(f"error: {error}\n(traceback: {trace})") from None
+  if not finished:
+    raise SystemExit(STOPPED_STATUS.value)
 
 
 def use_compilation_cache(setting: str, workdir: pathlib.Path) -> None:

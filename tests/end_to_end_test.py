@@ -142,6 +142,7 @@ def test_a_run_logs_every_step_and_ends_with_a_checkpoint(reference):
   records = [json.loads(line) for line in lines]
   assert [record["step"] for record in records] == list(range(1, STEPS + 1))
   wanted = "loss accuracy grad_norm lr pairs_per_s mfu host_wait_fraction"
+  wanted += " bytes_per_pair"
   wanted += " effective_rank alignment uniformity lid"
   for name in wanted.split():
     assert np.isfinite(records[-1][name]), name
@@ -162,12 +163,17 @@ def test_a_killed_run_ends_bit_identical_to_an_uninterrupted_one(
   assert steps == list(range(1, STEPS + 1))
 
 
-def test_sigterm_saves_exits_zero_and_the_run_goes_on(
+def test_sigterm_saves_exits_as_told_and_the_run_goes_on(
   reference, cache, tmp_path
 ):
-  arguments = command(tmp_path, cache, "--config.checkpoint.save_every=1000")
+  arguments = command(
+    tmp_path,
+    cache,
+    "--config.checkpoint.save_every=1000",
+    "--stopped_status=75",
+  )
   code, output = kill_when(arguments, tmp_path, 3, signal.SIGTERM)
-  assert code == 0, output
+  assert code == 75, output
   assert "stopped by SIGTERM" in output
   run(arguments)
   assert_bit_identical(final_state(tmp_path), final_state(reference[0]))
