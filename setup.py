@@ -54,6 +54,8 @@ EXTRAS = {
   "export-tf": ["ai-edge-litert>=2.3", "tensorflow-cpu>=2.21"],
   # Embedding on many machines, and into Zarr arrays.
   "beam": ["apache-beam>=2.77"],
+  # Data sets in a bucket, gs://.
+  "gcs": ["gcsfs>=2025.3"],
   "zarr": ["zarr>=3.1"],
   "notebooks": ["jupyter>=1.1", "nbconvert>=7.16", "nbstripout>=0.8"],
   "dev": [

@@ -408,7 +408,7 @@ def test_an_unprepared_data_set_names_both_ways_out(tmp_path):
     )
   message = str(caught.value)
   assert f"{tmp_path / 'as'}: no such folder" in message
-  assert "-m audiomosaic_jax.data.builders.audio_folder --input=" in message
+  assert "-m audiomosaic_jax.data.prepare --input=" in message
   assert (
     "python -m audiomosaic_jax.main --config=configs/pretrain.py:demo "
     "--workdir=runs/demo" in message

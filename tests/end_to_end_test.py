@@ -270,5 +270,5 @@ def test_the_paper_config_without_audioset_says_what_to_do(tmp_path):
   message = result.stderr.strip()
   assert "Traceback" not in message
   assert str(tmp_path / "nothing") in message
-  assert "audiomosaic_jax.data.builders.audio_folder" in message
+  assert "audiomosaic_jax.data.prepare" in message
   assert "configs/pretrain.py:demo" in message

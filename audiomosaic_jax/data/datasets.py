@@ -4,6 +4,8 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from etils import epath
+
 from audiomosaic_jax.data import (
   layout,
   partition,
@@ -32,8 +34,7 @@ DEMO_SPLITS = (
 NOT_PREPARED = """\
 no prepared data set in data_dir={data_dir}: {problem}.
 Either prepare AudioSet, or any audio you have, once:
-  python -m audiomosaic_jax.data.builders.audio_folder --input=AUDIO_DIR \
---output={data_dir}
+  python -m audiomosaic_jax.data.prepare --input=AUDIO_DIR --output={data_dir}
 or train on the audio that comes with the package:
   python -m audiomosaic_jax.main --config=configs/pretrain.py:demo \
 --workdir=runs/demo"""
@@ -115,19 +116,20 @@ def folder(
 def tfds(
   split: str, *, data_dir: str | os.PathLike, sample_rate_hz: int
 ) -> sources.Source:
-  """A TFDS data set that one of `data/builders` wrote.
+  """A TFDS data set that `data.prepare` wrote.
 
   Args:
-    split: name, possibly with a slice: "train[:10%]".
+    split: name, possibly with a slice, or several: "train[:10%]+valid".
     data_dir: the folder with `dataset_info.json`, or a folder with one such
-      folder at most two levels down, which is how TFDS nests them.
+      folder at most two levels down, which is how TFDS nests them; here or in
+      a bucket, gs://bucket/folder.
     sample_rate_hz: rate the clips are resampled to.
 
   Raises:
     DatasetNotPreparedError: nothing there; says how to go on.
     ValueError: several data sets there.
   """
-  directory = pathlib.Path(data_dir).expanduser()
+  directory = epath.Path(data_dir).expanduser()
   found = [
     path.parent
     for pattern in ("", "*/", "*/*/")

@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 
 from audiomosaic_jax.data import audio_io, tables
 
@@ -181,7 +182,7 @@ class FolderSource(FileSource):
       FileNotFoundError: no such folder, or no audio in it.
       ValueError: a sub-folder that is not in `class_names`.
     """
-    root = pathlib.Path(root).expanduser()
+    root = epath.Path(root).expanduser()
     if not root.is_dir():
       raise FileNotFoundError(f"{root} is not a folder")
     files = list_audio(root)
@@ -260,7 +261,7 @@ class CsvSource(FileSource):
           f"{csv_path}: no row has {split_column}={split!r}; there are "
           f"{', '.join(splits)}"
         )
-    root = csv_path.parent if root is None else pathlib.Path(root).expanduser()
+    root = csv_path.parent if root is None else epath.Path(root).expanduser()
     line, first = rows[0]
     _check_first(root, first[path_column], f"{csv_path}, line {line}")
     super().__init__(
@@ -317,7 +318,7 @@ class ManifestSource(FileSource):
           raise ValueError(
             f"{json_path}, entry {number}: label {mid!r} is not in {label_csv}"
           )
-    root = json_path.parent if root is None else pathlib.Path(root).expanduser()
+    root = json_path.parent if root is None else epath.Path(root).expanduser()
     _check_first(root, paths[0], f"{json_path}, entry 0")
     super().__init__(
       paths,
@@ -336,6 +337,8 @@ def list_audio(root: Path) -> list[str]:
   systems every clip has one with its attributes.
   """
   root = os.fspath(root)
+  if "://" in root:
+    return _list_bucket(root)
   seen, found = set(), []
   for folder, folders, names in os.walk(root, followlinks=True):
     real = os.path.realpath(folder)
@@ -353,7 +356,23 @@ def list_audio(root: Path) -> list[str]:
   return sorted(found)
 
 
-def _check_first(root: pathlib.Path, path: str, where: str) -> None:
+def _list_bucket(root: str) -> list[str]:
+  """Does the same for a folder in a bucket, gs://bucket/folder."""
+  import fsspec  # With the plug-in of the bucket, such as gcsfs.
+
+  system, folder = fsspec.core.url_to_fs(root)
+  names = [name.removeprefix(f"{folder}/") for name in system.find(folder)]
+  return sorted(
+    name
+    for name in names
+    if name.lower().endswith(AUDIO_SUFFIXES)
+    and not name.rpartition("/")[2].startswith(".")
+  )
+
+
+def _check_first(
+  root: pathlib.Path | epath.Path, path: str, where: str
+) -> None:
   """Catches a wrong root before 20,000 clips are reported missing."""
   if not (root / path).is_file():
     raise FileNotFoundError(

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import soxr
 
 from audiomosaic_jax.data import audio_io, sources
 
@@ -11,9 +12,9 @@ from audiomosaic_jax.data import audio_io, sources
 class TfdsSource(sources.Source):
   """A prepared TFDS data set of encoded audio; TensorFlow is not needed.
 
-  Reads the schema that `data/builders` write: `audio` encoded bytes, `name`
-  text, `label` a class or a sequence of classes. `ids` and `labels` read
-  records as they are asked for.
+  Reads the schema that `data.prepare` writes: `audio` the bytes of a file or
+  16-bit samples at `sample_rate`, `name` text, `label` a class or a sequence of
+  classes. `ids` and `labels` read records as they are asked for.
   """
 
   def __init__(
@@ -22,8 +23,8 @@ class TfdsSource(sources.Source):
     """Opens the data set.
 
     Args:
-      data_dir: folder with `dataset_info.json`.
-      split: name, possibly with a slice: "train[:10%]".
+      data_dir: folder with `dataset_info.json`, here or in a bucket.
+      split: name, possibly with a slice, or several: "train[:10%]+valid".
       sample_rate_hz: rate the clips are resampled to.
 
     Raises:
@@ -33,7 +34,7 @@ class TfdsSource(sources.Source):
 
     builder = tfds.builder_from_directory(data_dir)
     known = sorted(builder.info.splits)
-    if split.split("[")[0] not in known:
+    if not {part.split("[")[0] for part in split.split("+")} <= set(known):
       raise ValueError(
         f"{data_dir} has no split {split!r}; it has {', '.join(known)}"
       )
@@ -41,7 +42,7 @@ class TfdsSource(sources.Source):
     if missing:
       raise ValueError(
         f"{data_dir} lacks the features {', '.join(sorted(missing))}; write it "
-        "with `python -m audiomosaic_jax.data.builders.audio_folder`"
+        "with `python -m audiomosaic_jax.data.prepare`"
       )
     self._records = builder.as_data_source(split=split)
     feature = builder.info.features["label"]
@@ -62,13 +63,24 @@ class TfdsSource(sources.Source):
 
   def __getitem__(self, index: int) -> dict:
     record = self._records[int(index)]
-    waveform = audio_io.load_audio(
-      bytes(record["audio"]),
-      sample_rate_hz=self.sample_rate_hz,
-      name=_text(record["name"]),
-    )
+    if isinstance(record["audio"], np.ndarray):
+      waveform = self._from_samples(record)
+    else:
+      waveform = audio_io.load_audio(
+        bytes(record["audio"]),
+        sample_rate_hz=self.sample_rate_hz,
+        name=_text(record["name"]),
+      )
     label = sources.encode_label(self._label(record), len(self.class_names))
     return {"waveform": waveform, "label": label, "id": np.int32(index)}
+
+  def _from_samples(self, record: Mapping) -> np.ndarray:
+    """Returns samples that were stored as they are, at the wanted rate."""
+    waveform = audio_io.pcm16_to_float(record["audio"])
+    rate_hz = int(record["sample_rate"])
+    if rate_hz == self.sample_rate_hz:
+      return waveform
+    return soxr.resample(waveform, rate_hz, self.sample_rate_hz, quality="HQ")
 
 
 class _RecordNames(Sequence):
@@ -88,4 +100,6 @@ class _RecordNames(Sequence):
 
 
 def _text(value: str | bytes) -> str:
-  return value.decode() if isinstance(value, bytes) else str(value)
+  # Names of files need not be text.
+  is_bytes = isinstance(value, bytes)
+  return value.decode(errors="surrogateescape") if is_bytes else str(value)

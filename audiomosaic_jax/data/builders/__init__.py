@@ -1,1 +1,0 @@
-"""TFDS builders that pack audio into array_record files, without TensorFlow."""
