@@ -158,7 +158,7 @@ def make_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
       state.params
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    state = train_state.TrainState(
+    state = state.replace(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),
       batch_stats=batch_stats,
@@ -289,12 +289,15 @@ def check_finite(step: int, scalars: dict[str, jax.Array]) -> None:
       raise RuntimeError(f"{name} is {value} at step {step}; {advice}")
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """Trains every layer, fold and seed that has no result yet, and reports.
 
   Args:
     config: the experiment.
     workdir: folder of the runs, with a folder each if there are several.
+
+  Returns:
+    False if a SIGTERM stopped it before the end; run again to go on.
   """
   source = encoder_source.find_run(config.init.run)
   for line in encoder_source.complete(config, source):
@@ -320,9 +323,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if place in finished:
       print(f"finished before: {folder}", flush=True)
     elif not run_one(config, source, load(place.fold), place, folder, cache):
-      return
+      return False
   if jax.process_index() == 0:
     comparison.write_summary(config, workdir)
+  return True
 
 
 def run_one(

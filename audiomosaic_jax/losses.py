@@ -5,11 +5,12 @@ inputs the compiler adds the communication, so one device and many devices give
 the same loss and the same gradients.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, ScalarLike
+from jaxtyping import Array, Float, ScalarLike
 
 MIN_NORM = 1e-12
 MIN_TEMPERATURE = 0.01
@@ -22,6 +23,7 @@ def nt_xent(
   *,
   logit_scale: ScalarLike,
   logit_bias: ScalarLike,
+  negatives: Float[Array, "Q E"] | None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """Symmetric NT-Xent over the 2B projections of a batch of B clips.
 
@@ -30,16 +32,14 @@ def nt_xent(
 
     loss = 1 / (2B) * sum_a [ log sum_{b != a} exp s(a, b) - s(a, p(a)) ].
 
-  Each view is one block of anchors with [B, 2B] logits: its own view (without
-  the anchor itself) and the other view. The views are never joined along the
-  batch axis, because that would reshuffle a sharded batch between devices.
-
   Args:
     z_time: [B, E] projections of the time-masked view; need not be unit norm.
     z_freq: [B, E] projections of the frequency-masked view, in the same order.
     logit_scale: inverse temperature; may be a learned, traced scalar.
     logit_bias: added to every logit. The softmax cancels it, so its gradient
       is zero; it exists because published checkpoints carry it.
+    negatives: [Q, E] further projections that every anchor is compared with
+      and that get no gradient, or None.
 
   Returns:
     The scalar float32 loss, and {"accuracy": the fraction of the 2B anchors
@@ -53,29 +53,53 @@ def nt_xent(
     section 3. Tested to 1e-6 against the PyTorch reference on one process and
     on four.
   """
-  batch_size = z_time.shape[0]
-  if batch_size < 2:
-    raise ValueError(
-      f"nt_xent needs negatives, but the batch has {batch_size} clip; use a"
-      " global batch of at least 2"
-    )
-  u_time, u_freq = _unit_rows(z_time), _unit_rows(z_freq)
-  is_diagonal = jnp.eye(batch_size, dtype=bool)
 
-  def logits(anchors, candidates):
-    return logit_scale * _dot(anchors, candidates) + logit_bias
+  def reduce(pieces):
+    rows = [jax.nn.logsumexp(piece, axis=1) for piece in pieces]
+    return functools.reduce(jnp.logaddexp, rows)
 
-  # The second cross block is computed again rather than transposed: the
-  # transpose of sharded rows adds gathers and reductions between devices.
-  loss_time, hit_time = _anchor_loss(
-    logits(u_time, u_time), logits(u_time, u_freq), is_diagonal
-  )
-  loss_freq, hit_freq = _anchor_loss(
-    logits(u_freq, u_freq), logits(u_freq, u_time), is_diagonal
-  )
-  loss = (jnp.mean(loss_time) + jnp.mean(loss_freq)) / 2
-  accuracy = (jnp.mean(hit_time) + jnp.mean(hit_freq)) / 2
-  return loss, {"accuracy": accuracy}
+  return _contrast(reduce, z_time, z_freq, logit_scale, logit_bias, negatives)
+
+
+def sigmoid_pairs(
+  z_time: Float[Array, "B E"],
+  z_freq: Float[Array, "B E"],
+  *,
+  logit_scale: ScalarLike,
+  logit_bias: ScalarLike,
+  negatives: Float[Array, "Q E"] | None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """Every pair of projections classified on its own: one clip, or two?
+
+  In the notation of `nt_xent`,
+
+    loss = 1 / (2B) * sum_a [ sum_{b != a} softplus s(a, b) - s(a, p(a)) ].
+
+  No pair's term depends on another, so a small batch is less of a handicap.
+  Most pairs are negative: start with a bias of about -log(2B), and learn it
+  and the temperature.
+
+  Args:
+    z_time: as of `nt_xent`.
+    z_freq: as of `nt_xent`.
+    logit_scale: as of `nt_xent`.
+    logit_bias: added to every logit.
+    negatives: as of `nt_xent`.
+
+  Returns:
+    As `nt_xent`.
+
+  Raises:
+    ValueError: as `nt_xent`.
+
+  Reference: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1. Differs
+    from upstream: pairs within a view are negatives too, as in NT-Xent.
+  """
+
+  def reduce(pieces):
+    return sum(jnp.sum(jax.nn.softplus(piece), axis=1) for piece in pieces)
+
+  return _contrast(reduce, z_time, z_freq, logit_scale, logit_bias, negatives)
 
 
 def inverse_temperature(log_scale: Float[Array, ""]) -> Float[Array, ""]:
@@ -178,7 +202,16 @@ def _class_weights(
   return jnp.asarray(weights, jnp.float32)
 
 
-def _unit_rows(z: Float[Array, "B E"]) -> Float[Array, "B E"]:
+def check_batch(batch_size: int) -> None:
+  """Raises ValueError if a batch has no negatives."""
+  if batch_size < 2:
+    raise ValueError(
+      f"a contrastive loss needs negatives, but the batch has {batch_size} "
+      "clip; use a global batch of at least 2"
+    )
+
+
+def unit_rows(z: Float[Array, "B E"]) -> Float[Array, "B E"]:
   """Rows scaled to unit length in float32; a zero row stays zero."""
   z = z.astype(jnp.float32)
   squared_norm = jnp.sum(jnp.square(z), axis=-1, keepdims=True)
@@ -186,7 +219,7 @@ def _unit_rows(z: Float[Array, "B E"]) -> Float[Array, "B E"]:
   return z / jnp.sqrt(jnp.maximum(squared_norm, MIN_NORM**2))
 
 
-def _dot(a: Float[Array, "B E"], b: Float[Array, "N E"]) -> Float[Array, "B N"]:
+def dot(a: Float[Array, "B E"], b: Float[Array, "N E"]) -> Float[Array, "B N"]:
   """All inner products, in full float32 on every backend.
 
   A TPU multiplies float32 matrices in bfloat16 by default, which at a
@@ -195,26 +228,54 @@ def _dot(a: Float[Array, "B E"], b: Float[Array, "N E"]) -> Float[Array, "B N"]:
   return jnp.einsum("be,ne->bn", a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _anchor_loss(
-  own: Float[Array, "B B"],
-  cross: Float[Array, "B B"],
-  is_diagonal: Bool[Array, "B B"],
-) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-  """Cross-entropy and top-1 hit of each anchor of one view."""
-  own = jnp.where(is_diagonal, -jnp.inf, own)
-  # Row sums over a mask stay on the device that owns the row.
-  positive = jnp.sum(jnp.where(is_diagonal, cross, 0.0), axis=1)
-  log_normalizer = jnp.logaddexp(
-    jax.nn.logsumexp(own, axis=1), jax.nn.logsumexp(cross, axis=1)
-  )
-  hardest_negative = jnp.maximum(
-    jnp.max(own, axis=1),
-    jnp.max(jnp.where(is_diagonal, -jnp.inf, cross), axis=1),
-  )
-  hit = (positive > hardest_negative).astype(jnp.float32)
-  return log_normalizer - positive, hit
+def _contrast(
+  reduce: Callable[[list[Array]], Array],
+  z_time: Float[Array, "B E"],
+  z_freq: Float[Array, "B E"],
+  logit_scale: ScalarLike,
+  logit_bias: ScalarLike,
+  negatives: Float[Array, "Q E"] | None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """Mean over the 2B anchors of what `reduce` makes of a row of logits.
+
+  Each view is one block of anchors with [B, 2B] logits: its own view (without
+  the anchor itself) and the other view. The views are never joined along the
+  batch axis, because that would reshuffle a sharded batch between devices.
+
+  Args:
+    reduce: of [B, N] pieces of the same rows, -inf for what is left out.
+    z_time: see `nt_xent`; so are the others.
+  """
+  check_batch(z_time.shape[0])
+  u_time, u_freq = unit_rows(z_time), unit_rows(z_freq)
+  is_diagonal = jnp.eye(len(u_time), dtype=bool)
+
+  def logits(anchors, candidates):
+    return logit_scale * dot(anchors, candidates) + logit_bias
+
+  def compare(anchors, others):
+    own = jnp.where(is_diagonal, -jnp.inf, logits(anchors, anchors))
+    # The second view's block is computed again rather than transposed: the
+    # transpose of sharded rows adds gathers and reductions between devices.
+    cross = logits(anchors, others)
+    rest = []
+    if negatives is not None:
+      rest = [logits(anchors, unit_rows(jax.lax.stop_gradient(negatives)))]
+    # Row sums over a mask stay on the device that owns the row.
+    positive = jnp.sum(jnp.where(is_diagonal, cross, 0.0), axis=1)
+    others = [own, jnp.where(is_diagonal, -jnp.inf, cross), *rest]
+    hardest = [jnp.max(piece, axis=1) for piece in others]
+    hit = positive > functools.reduce(jnp.maximum, hardest)
+    loss = reduce([own, cross, *rest]) - positive
+    return jnp.mean(loss), jnp.mean(hit.astype(jnp.float32))
+
+  loss_time, hit_time = compare(u_time, u_freq)
+  loss_freq, hit_freq = compare(u_freq, u_time)
+  return (loss_time + loss_freq) / 2, {"accuracy": (hit_time + hit_freq) / 2}
 
 
+# Losses between two views: as `nt_xent`.
+CONTRASTIVE = {"nt_xent": nt_xent, "sigmoid": sigmoid_pairs}
 # Supervised losses: (logits, targets, class_weights, label_smoothing) -> loss.
 SUPERVISED = {
   "softmax": softmax_cross_entropy,

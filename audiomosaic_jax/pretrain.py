@@ -1,9 +1,7 @@
-"""Contrastive pretraining: the method, and the loop around it.
+"""Contrastive pretraining: the loop around the step of `contrastive.py`.
 
-`make_train_step` is the method section of the paper. Two copies of a waveform
-are augmented apart, one loses time columns and the other frequency rows, both
-pass the same encoder and projector, and NT-Xent compares them over the global
-batch. `train` is the loop: data -> step -> log -> checkpoint -> probe.
+`train` is data -> step -> log -> checkpoint -> probe, from the last checkpoint
+to the last step.
 """
 
 import contextlib
@@ -16,14 +14,12 @@ from typing import Any
 
 import jax
 import ml_collections
-import optax
 
 from audiomosaic_jax import (
   checkpoint,
+  contrastive,
   encoder_probe,
   experiment,
-  features,
-  losses,
   metric_writer,
   metrics,
   optimizer,
@@ -32,115 +28,14 @@ from audiomosaic_jax import (
   summary,
   throughput,
   train_state,
-  view,
 )
 from audiomosaic_jax.data import datasets, pipeline
 
 ConfigDict = ml_collections.ConfigDict
-Batch = dict[str, jax.Array]
 
 
 class NonFiniteLossError(RuntimeError):
   """The loss kept becoming NaN or infinite after every allowed rollback."""
-
-
-def encode_views(model, mesh) -> Callable:
-  """Returns `(params, views) -> pooled tokens [B, D] of every view`.
-
-  A view is (fbank [B, T, F], keep_ids [B, K], keys [B] of stochastic depth).
-  All views pass one function, so that the gradients of a device meet before
-  those of the devices do.
-  """
-
-  def encode(params, fbank, keep_ids, key):
-    inputs = {"params": params}, fbank[None], keep_ids[None]
-    rngs = {"drop_path": key}
-    return model.apply(*inputs, train=True, method="encode", rngs=rngs)[0]
-
-  return sharding.map_examples_with(
-    lambda params, views: [encode(params, *view) for view in views], mesh
-  )
-
-
-def make_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
-  """Returns `(state, batch, key) -> (state, metrics, views)`, to be jitted.
-
-  `metrics` holds scalars of the step. `views` holds the projections and
-  pooled features of both views, for the diagnostics that are read only when
-  a line is logged.
-  """
-  encode = encode_views(model, mesh)
-
-  def train_step(state: train_state.TrainState, batch: Batch, key: jax.Array):
-    key = jax.random.fold_in(key, state.step)
-    key_time, key_freq, key_drop = jax.random.split(key, 3)
-    waveform = features.pcm_to_float(batch["waveform"])
-    fbank_time, keep_time = view.make(
-      key_time, waveform, "view_time", config, mesh
-    )
-    fbank_freq, keep_freq = view.make(
-      key_freq, waveform, "view_freq", config, mesh
-    )
-
-    drop_time, drop_freq = jax.random.split(key_drop, (2, len(waveform)))
-    inputs = [
-      (fbank_time, keep_time, drop_time),
-      (fbank_freq, keep_freq, drop_freq),
-    ]
-
-    def loss_fn(params):
-      f_time, f_freq = encode(params, inputs)
-      project = functools.partial(
-        model.apply, train=True, mutable="batch_stats", method="project"
-      )
-      # The running statistics see one view after the other, as upstream.
-      z_time, stats = project(
-        {"params": params, "batch_stats": state.batch_stats}, f_time
-      )
-      z_freq, stats = project({"params": params, **stats}, f_freq)
-      log_scale, logit_bias = model.apply(
-        {"params": params}, method=model.similarity
-      )
-      loss, aux = losses.nt_xent(
-        z_time,
-        z_freq,
-        logit_scale=losses.inverse_temperature(log_scale),
-        logit_bias=logit_bias,
-      )
-      views = {"z": (z_time, z_freq), "pooled": (f_time, f_freq)}
-      return loss, (aux, stats["batch_stats"], views)
-
-    (loss, (aux, batch_stats, views)), grads = jax.value_and_grad(
-      loss_fn, has_aux=True
-    )(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    scalars = {"loss": loss, "grad_norm": optax.global_norm(grads), **aux}
-    state = train_state.TrainState(
-      step=state.step + 1,
-      params=params,
-      batch_stats=batch_stats,
-      opt_state=opt_state,
-    )
-    return state, scalars, views
-
-  return train_step
-
-
-def jit_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
-  """Returns `make_train_step` compiled: state everywhere, batch by rows.
-
-  The state is donated. The key is the run's; the step folds itself in.
-  """
-  everywhere = sharding.replicated(mesh)
-  rows = sharding.batch_sharded(mesh)
-  return jax.jit(
-    make_train_step(model, tx, config, mesh),
-    donate_argnums=0,
-    in_shardings=(everywhere, rows, everywhere),
-    out_shardings=(everywhere, everywhere, rows),
-    compiler_options=sharding.compiler_options(mesh),
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +68,9 @@ def build_job(
   """
   mesh = sharding.make_mesh()
   sharding.local_batch_size(config.batch_size, mesh)
+  sharding.check_at_once(
+    config.micro_batch_size, config.batch_size // mesh.devices.size
+  )
   source = datasets.guard(
     datasets.make_dataset(
       **config.data.source, sample_rate_hz=config.fbank.sample_rate_hz
@@ -189,10 +87,7 @@ def build_job(
   params = jax.eval_shape(init_model, jax.random.key(0))["params"]
   tx = optimizer.make_optimizer(params, schedule=schedule, **config.optimizer)
 
-  def init_state(key):
-    return train_state.create(init_model(key), tx)
-
-  init = jax.jit(init_state, out_shardings=sharding.replicated(mesh))
+  init = contrastive.jit_init_state(model, tx, config, mesh)
   clock = throughput.StepClock(
     pairs_per_step=config.batch_size,
     flops_per_pair=experiment.flops_per_pair(config),
@@ -200,6 +95,7 @@ def build_job(
     * throughput.peak_flops(
       mesh.devices.flat[0], config.runtime.peak_flops_per_device
     ),
+    computes_on_host=mesh.devices.flat[0].platform == "cpu",
   )
   probe = None
   if task:
@@ -212,7 +108,7 @@ def build_job(
     source=source,
     total_steps=total_steps,
     init=lambda: init(jax.random.key(seed)),
-    step=jit_train_step(model, tx, config, mesh),
+    step=contrastive.jit_train_step(model, tx, config, mesh),
     schedule=schedule,
     clock=clock,
     probe=probe,
@@ -350,12 +246,15 @@ def log_step(job: Job, writer, step: int, scalars, views) -> None:
   writer.write_scalars(step, jax.device_get(values) | job.clock.read())
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """Pretrains every seed of the config, then compares and reports.
 
   Args:
     config: the experiment.
     workdir: folder of the run, with a folder per seed if there are several.
+
+  Returns:
+    False if a SIGTERM stopped it before the end; run again to go on.
   """
   for difference in experiment.save_config(config, workdir):
     print(f"resuming with another config: {difference}", flush=True)
@@ -365,7 +264,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   for seed, folder in experiment.seed_folders(config, workdir).items():
     print(f"pretraining with seed {seed} in {folder}", flush=True)
     if not train(config, seed, folder, task):
-      return
+      return False
   results = encoder_probe.compare(config, workdir, task) if task else None
   if config.report:
     summary.write_pretraining_report(config, workdir, task, results)
+  return True

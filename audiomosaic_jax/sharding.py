@@ -1,5 +1,10 @@
 """Where arrays live: one data axis over every device of every host.
 
+Batches are split over it by rows. Parameters and optimiser state are on every
+device, or split as `STATE_RULES` say, which is for models whose state is large
+against a device's memory: the step then gathers the parameters it needs, and
+every device updates its own part (fully sharded data parallelism).
+
 Losses and BatchNorm are written for the global batch under `jax.jit`; the
 shardings below are all that makes them distributed. What treats examples one
 by one, from augmentation to encoder, is mapped over the rows of each device
@@ -8,14 +13,24 @@ axes, because `jax.make_mesh` now defaults to `Explicit`, which rejects the
 contrastive product of two batch-sharded matrices.
 """
 
+import functools
 import os
+import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
+
+# (pattern of a leaf's path, axis to split over the devices). They match
+# parameters and what the optimiser keeps for them. Kernels of the blocks,
+# [depth, in, out], are nearly all of a ViT; their inputs are a multiple of the
+# width.
+STATE_RULES = ((r"encoder/blocks/.*kernel$", 1),)
+_WHOLE = -1
 
 # A launcher that wants several processes sets one of these; a plain
 # `python -m audiomosaic_jax.main` on one machine sets none of them.
@@ -24,6 +39,14 @@ _CLUSTER_VARIABLES = (
   "TPU_WORKER_HOSTNAMES",
   "MEGASCALE_COORDINATOR_ADDRESS",
 )
+
+# A process that is lost without notice ends the others after this time, which
+# until then wait for it in a sum over devices. A thread of its own sends the
+# heartbeats, so that a long compilation or a slow disk delays none.
+HEARTBEAT_TIMEOUT_S = 60
+# A process that is done waits this long for the others, as long as they live:
+# one writes the report. JAX's 300 seconds would end a slow one.
+SHUTDOWN_TIMEOUT_S = 3600
 
 
 def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
@@ -58,6 +81,8 @@ def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
       environ["JAX_COORDINATOR_ADDRESS"],
       num_processes=int(environ["JAX_NUM_PROCESSES"]),
       process_id=int(environ["JAX_PROCESS_ID"]),
+      heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+      shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S,
     )
     return True
   tpu_pod = "," in environ.get("TPU_WORKER_HOSTNAMES", "") or environ.get(
@@ -65,7 +90,10 @@ def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
   )
   slurm = int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
   if tpu_pod or slurm:
-    jax.distributed.initialize()
+    jax.distributed.initialize(
+      heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+      shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S,
+    )
     return True
   return False
 
@@ -84,6 +112,42 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharded(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of batches: axis 0 split over the devices."""
   return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def state_sharding(state: Any, mesh: Mesh, *, split: bool) -> Any:
+  """Returns where each leaf of a training state lives.
+
+  Args:
+    state: the state, or its shapes.
+    mesh: from `make_mesh`.
+    split: follow `STATE_RULES`; False is a copy per device of everything.
+
+  Returns:
+    A sharding per leaf. A leaf whose axis the devices do not divide is on
+    every device, too.
+  """
+
+  def place(path, leaf):
+    spec = _leaf_spec(_split_axis(path, leaf, mesh, split))
+    return NamedSharding(mesh, spec)
+
+  return jax.tree.map_with_path(place, state)
+
+
+def _split_axis(path: tuple, leaf: Any, mesh: Mesh, split: bool) -> int:
+  """Returns the axis of a leaf that is split, or _WHOLE."""
+  name = jax.tree_util.keystr(path, simple=True, separator="/")
+  for pattern, axis in STATE_RULES if split else ():
+    if re.search(pattern, name) and leaf.shape[axis] % mesh.devices.size == 0:
+      return axis
+  return _WHOLE
+
+
+def _leaf_spec(axis: int) -> PartitionSpec:
+  """Returns what splits an axis over the devices."""
+  if axis == _WHOLE:
+    return PartitionSpec()
+  return PartitionSpec(*(None,) * axis, DATA_AXIS)
 
 
 def compiler_options(mesh: Mesh) -> dict[str, int]:
@@ -130,7 +194,9 @@ def put_batch(
   }
 
 
-def map_examples(function: Callable, mesh: Mesh) -> Callable:
+def map_examples(
+  function: Callable, mesh: Mesh, at_once: int | None = None
+) -> Callable:
   """Returns `function` applied to each example on the device that holds it.
 
   XLA has no partition rule for Fourier transforms: a jitted function of a
@@ -140,17 +206,21 @@ def map_examples(function: Callable, mesh: Mesh) -> Callable:
   Args:
     function: of arrays without batch axis, to arrays without batch axis.
     mesh: from `make_mesh`.
+    at_once: how many examples a device maps at a time; None is all it has.
 
   Returns:
     The same function of arrays [B, ...], each sharded over the mesh.
   """
-  rows = PartitionSpec(DATA_AXIS)
-  return jax.shard_map(
-    jax.vmap(function), mesh=mesh, in_specs=rows, out_specs=rows
-  )
+
+  def map_own(*examples):
+    return _map_rows(lambda row: function(*row), examples, at_once)
+
+  return map_shards(map_own, mesh, rows_in=True, rows_out=True)
 
 
-def map_examples_with(function: Callable, mesh: Mesh) -> Callable:
+def map_examples_with(
+  function: Callable, mesh: Mesh, *, at_once: int | None, split: bool
+) -> Callable:
   """Returns `function` of shared parameters and one example, mapped likewise.
 
   A gradient for the parameters is summed over the device's own examples
@@ -158,21 +228,94 @@ def map_examples_with(function: Callable, mesh: Mesh) -> Callable:
   A jitted function of a sharded batch would add up devices inside the loop
   over layers, in the type of the layer.
 
+  With `at_once`, memory grows with that many examples and not with the batch:
+  the backward pass computes `function` again, a group at a time. As `function`
+  takes one example, the gradients stay those of the whole batch.
+
   Args:
     function: of parameters and a pytree of arrays without batch axis.
     mesh: from `make_mesh`.
+    at_once: how many examples a device maps at a time; None is all it has.
+    split: the parameters are split as `STATE_RULES` say. They are gathered
+      here, and their gradients come back split.
 
   Returns:
-    The same function of parameters that are on every device and of a pytree
-    of arrays [B, ...], each sharded over the mesh.
-  """
-  rows = PartitionSpec(DATA_AXIS)
+    The same function of parameters and of a pytree of arrays [B, ...], each
+    sharded over the mesh.
 
-  def map_own(params, examples):
-    # The transpose of this cast is the sum over devices.
-    params = jax.lax.pcast(params, DATA_AXIS, to="varying")
-    return jax.vmap(function, in_axes=(None, 0))(params, examples)
+  Reference: with `at_once`, gradient caching (Gao et al. 2021, arXiv
+    2101.06983) by `jax.checkpoint`.
+  """
+
+  def mapped(params, examples):
+    axes = jax.tree.map_with_path(
+      lambda path, leaf: _split_axis(path, leaf, mesh, split), params
+    )
+
+    def map_own(params, examples):
+      params = jax.tree.map(_spread, params, axes)
+      apply = jax.checkpoint(function) if at_once else function
+      return _map_rows(functools.partial(apply, params), examples, at_once)
+
+    rows = PartitionSpec(DATA_AXIS)
+    return jax.shard_map(
+      map_own,
+      mesh=mesh,
+      in_specs=(jax.tree.map(_leaf_spec, axes), rows),
+      out_specs=rows,
+    )(params, examples)
+
+  return mapped
+
+
+def _spread(leaf: jax.Array, axis: int) -> jax.Array:
+  """Returns a whole parameter for the use of one device."""
+  if axis == _WHOLE:
+    # The transpose of this cast is the sum over devices,
+    return jax.lax.pcast(leaf, DATA_AXIS, to="varying")
+  # and of this the sum of which every device gets its part.
+  return jax.lax.all_gather(leaf, DATA_AXIS, axis=axis, tiled=True)
+
+
+def map_shards(
+  function: Callable, mesh: Mesh, *, rows_in: Any, rows_out: Any
+) -> Callable:
+  """Returns `function` run by every device on what it holds.
+
+  Args:
+    function: of one device's arrays; may communicate over `DATA_AXIS`.
+    mesh: from `make_mesh`.
+    rows_in: for each argument, or for all, True where the arrays are split by
+      rows and False where every device has all of them.
+    rows_out: the same for the results.
+
+  Returns:
+    The same function of global arrays.
+  """
+
+  def specs(rows):
+    return jax.tree.map(
+      lambda split: PartitionSpec(DATA_AXIS) if split else PartitionSpec(), rows
+    )
 
   return jax.shard_map(
-    map_own, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows
+    function, mesh=mesh, in_specs=specs(rows_in), out_specs=specs(rows_out)
   )
+
+
+def check_at_once(at_once: int | None, local_batch: int) -> None:
+  """Raises ValueError unless a device's clips are a multiple of `at_once`."""
+  if at_once and local_batch % at_once:
+    divisors = [n for n in range(1, local_batch + 1) if local_batch % n == 0]
+    below = [n for n in divisors if n < at_once]
+    raise ValueError(
+      f"micro_batch_size {at_once} does not divide the {local_batch} clips of "
+      f"a device; use {below[-1] if below else divisors[0]}"
+    )
+
+
+def _map_rows(function: Callable, examples: Any, at_once: int | None) -> Any:
+  """Returns `function` of each row, `at_once` rows at a time."""
+  if at_once and at_once < len(jax.tree.leaves(examples)[0]):
+    return jax.lax.map(function, examples, batch_size=at_once)
+  return jax.vmap(function)(examples)

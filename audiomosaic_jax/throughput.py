@@ -1,6 +1,8 @@
 """How fast a run is: FLOPs of the model, peak of the device, a step clock."""
 
+import os
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -69,44 +71,76 @@ def _timed_peak(device: jax.Device) -> float:
 
 
 class StepClock:
-  """Measures pairs/s, MFU and the share of time spent waiting for data.
+  """Measures pairs/s, MFU, and what the host's part of a step costs.
 
   Args:
     pairs_per_step: global batch size.
     flops_per_pair: training FLOPs of one pair of views.
     peak_flops: of all devices together.
+    computes_on_host: the devices are the CPU, so that the CPU time of this
+      process is that of the model, too, and says nothing about the input.
   """
 
   def __init__(
-    self, *, pairs_per_step: int, flops_per_pair: float, peak_flops: float
+    self,
+    *,
+    pairs_per_step: int,
+    flops_per_pair: float,
+    peak_flops: float,
+    computes_on_host: bool,
   ):
     self._pairs_per_step = pairs_per_step
     self._flops_per_pair = flops_per_pair
     self._peak_flops = peak_flops
+    self._computes_on_host = computes_on_host
     self.restart()
 
   def restart(self) -> None:
     """Starts a new interval; call after anything that is not training."""
     self._start = time.perf_counter()
-    self._steps = 0
+    self._cpu_start = _cpu_seconds()
+    self._steps = self._pairs = self._bytes = 0
     self._waited = 0.0
 
-  def wait_for(self, iterator):
-    """Returns the iterator's next element and adds up the wait for it."""
+  def wait_for(self, batches: Iterator[dict]) -> dict:
+    """Returns the next batch and adds up the wait for it.
+
+    Args:
+      batches: yields name -> rows that this process reads.
+    """
     start = time.perf_counter()
-    element = next(iterator)
+    batch = next(batches)
     self._waited += time.perf_counter() - start
     self._steps += 1
-    return element
+    self._pairs += len(batch["waveform"])
+    self._bytes += batch["waveform"].nbytes
+    return batch
 
   def read(self) -> dict[str, float]:
-    """Returns the figures since `restart`, and restarts."""
+    """Returns the figures since `restart`, and restarts.
+
+    Returns:
+      pairs_per_s and mfu, of all processes; host_wait_fraction, the share of
+      time that the device had nothing to do because the host was reading;
+      bytes_per_pair that go to the device; and, unless the device is the CPU,
+      host_cpu_ms_per_pair, all CPU time of this process and of its ended
+      workers over the pairs it read.
+    """
     seconds = max(time.perf_counter() - self._start, 1e-9)
     pairs_per_s = self._steps * self._pairs_per_step / seconds
     figures = {
       "pairs_per_s": pairs_per_s,
       "mfu": pairs_per_s * self._flops_per_pair / self._peak_flops,
       "host_wait_fraction": self._waited / seconds,
+      "bytes_per_pair": self._bytes / max(self._pairs, 1),
     }
+    if not self._computes_on_host:
+      cpu_ms = 1e3 * (_cpu_seconds() - self._cpu_start)
+      figures["host_cpu_ms_per_pair"] = cpu_ms / max(self._pairs, 1)
     self.restart()
     return figures
+
+
+def _cpu_seconds() -> float:
+  """Returns CPU time of this process and of its children that have ended."""
+  return sum(os.times()[:4])

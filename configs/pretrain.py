@@ -12,7 +12,11 @@ Switches:  configs/pretrain.py:variant=small,batch_size=1024
            mask=time_freq|time|freq|random   what each view loses
            time_ratio=0.6 freq_ratio=0.4     how much of it
            augment_level=0..7                how many augmentations
+           loss=nt_xent|sigmoid              what compares the views
+           queue=4096                        negatives kept from earlier steps
 """
+
+import math
 
 import ml_collections
 from ml_collections import config_dict
@@ -29,6 +33,8 @@ MASKS = {
   "random": ("random", "random"),
 }
 
+LOSSES = ("nt_xent", "sigmoid")
+
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Returns the experiment; `argument` is the text after the colon."""
@@ -41,6 +47,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     time_ratio=0.6,
     freq_ratio=0.4,
     augment_level=7,
+    loss="nt_xent",
+    queue=0,
   )
   common.choose("preset", args.preset, PRESETS)
   config = paper(args)
@@ -52,6 +60,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     demo(config, args, argument)
   if args.preset == "smoke":
     smoke(config)
+  if common.choose("loss", args.loss, LOSSES) == "sigmoid":
+    sigmoid(config)
   return config
 
 
@@ -68,6 +78,10 @@ def paper(args: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       # Repeat with seed, seed + 1, ...; the report then shows the spread.
       "num_seeds": 1,
       "batch_size": args.batch_size,
+      # Clips that a device encodes at a time, to save memory; 0 is all it has.
+      "micro_batch_size": 0,
+      # Split parameters and optimiser state over the devices: for a ViT-L.
+      "split_state": False,
       # `total` and `warmup` count "epochs" or "steps".
       "duration": {"unit": "epochs", "total": 400.0, "warmup": 1.0},
       "data": {
@@ -111,6 +125,16 @@ def paper(args: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         "learnable_bias": False,
         "num_online_classes": 0,
       },
+      "loss": {
+        # A key of losses.CONTRASTIVE.
+        "name": "nt_xent",
+        # The matrix of logits is held whole below so many candidates (two per
+        # clip, and the queue), else block by block.
+        "dense_below": 8192,
+        "block_size": 2048,
+        # Arguments of memory_queue.create; size 0 is no queue.
+        "queue": {"size": args.queue, "momentum": 0.999},
+      },
       "optimizer": common.adamw(),
       # Arguments of optimizer.make_schedule, except the steps.
       "schedule": {
@@ -136,6 +160,14 @@ def released(config: ml_collections.ConfigDict) -> None:
   """The published code: tokens read as an (8, 64) grid, see masking.py."""
   config.masking.layout = "released"
   config.model.encoder.pos_layout = "released"
+
+
+def sigmoid(config: ml_collections.ConfigDict) -> None:
+  """Classifies pairs one by one, starting with all of them negative."""
+  config.loss.name = "sigmoid"
+  config.model.learnable_temperature = True
+  config.model.learnable_bias = True
+  config.model.logit_bias = -math.log(2 * config.batch_size)
 
 
 def folder(config: ml_collections.ConfigDict) -> None:

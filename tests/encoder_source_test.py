@@ -34,7 +34,7 @@ def run(tmp_path_factory):
   init = jax.jit(functools.partial(experiment.init_variables, model, config))
   params = {}
   for seed, folder in experiment.seed_folders(config, workdir).items():
-    state = train_state.create(init(jax.random.key(seed)), optax.identity())
+    state = train_state.create(init(jax.random.key(seed)), optax.identity(), {})
     with checkpoint.Checkpointer(
       folder / "checkpoints", keep_last=1, keep_every=0
     ) as saved:

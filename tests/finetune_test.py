@@ -294,7 +294,7 @@ def test_one_and_eight_devices_take_the_same_step():
   for count in (1, 8):
     mesh = sharding.make_mesh(jax.devices()[:count])
     everywhere = sharding.replicated(mesh)
-    state = jax.device_put(train_state.create(variables, tx), everywhere)
+    state = jax.device_put(train_state.create(variables, tx, {}), everywhere)
     step = jax.jit(finetune.make_train_step(model, tx, config, mesh))
     rows = sharding.put_batch(batch, sharding.batch_sharded(mesh))
     _, scalars = step(state, rows, jax.random.key(1))

@@ -10,7 +10,11 @@ from audiomosaic_jax import losses, sharding
 
 def _loss(z_time, z_freq, logit_scale=10.0, logit_bias=0.0):
   return losses.nt_xent(
-    z_time, z_freq, logit_scale=logit_scale, logit_bias=logit_bias
+    z_time,
+    z_freq,
+    logit_scale=logit_scale,
+    logit_bias=logit_bias,
+    negatives=None,
   )
 
 
@@ -176,3 +180,46 @@ def test_bfloat16_projections_are_scored_in_float32():
 def test_a_batch_of_one_clip_is_refused():
   with pytest.raises(ValueError, match="at least 2"):
     _loss(jnp.ones((1, 4)), jnp.ones((1, 4)))
+
+
+def test_the_sigmoid_loss_is_the_mean_over_anchors_of_every_pairs_own_loss():
+  z_time, z_freq = _batch(6, 4)
+  queue = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
+  loss, aux = losses.sigmoid_pairs(
+    z_time,
+    z_freq,
+    logit_scale=5.0,
+    logit_bias=-2.0,
+    negatives=jnp.asarray(queue),
+  )
+  u = np.concatenate([z_time, z_freq, queue]).astype(np.float64)
+  u /= np.linalg.norm(u, axis=1, keepdims=True)
+  logits = 5 * u[:12] @ u.T - 2
+  positive = np.arange(12)[:, None] == np.roll(np.arange(12), 6)
+  expected = np.where(
+    np.pad(positive, ((0, 0), (0, 3))),
+    np.log1p(np.exp(-logits)),
+    np.log1p(np.exp(logits)),
+  )
+  expected[np.arange(12), np.arange(12)] = 0
+  np.testing.assert_allclose(loss, expected.sum() / 12, rtol=1e-6)
+  assert 0 < float(aux["accuracy"]) <= 1
+
+
+def test_further_negatives_join_the_denominator():
+  z_time, z_freq = _batch(6, 4)
+  queue = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
+  loss, _ = losses.nt_xent(
+    z_time,
+    z_freq,
+    logit_scale=5.0,
+    logit_bias=0.0,
+    negatives=jnp.asarray(queue),
+  )
+  u = np.concatenate([z_time, z_freq, queue]).astype(np.float64)
+  u /= np.linalg.norm(u, axis=1, keepdims=True)
+  logits = 5 * u[:12] @ u.T
+  logits[np.arange(12), np.arange(12)] = -np.inf
+  positive = logits[np.arange(12), np.roll(np.arange(12), 6)]
+  expected = np.log(np.exp(logits).sum(1)) - positive
+  np.testing.assert_allclose(loss, expected.mean(), rtol=1e-6)

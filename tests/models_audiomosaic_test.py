@@ -59,7 +59,7 @@ def two_view_loss(model, variables, fbank, keep_time, keep_freq, key):
     )
     variables = variables | updated
     z.append(projected)
-  loss, _ = losses.nt_xent(*z, logit_scale=10.0, logit_bias=0.0)
+  loss, _ = losses.nt_xent(*z, logit_scale=10.0, logit_bias=0.0, negatives=None)
   return loss, updated["batch_stats"]
 
 

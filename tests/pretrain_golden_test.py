@@ -123,7 +123,7 @@ def training_loss(params, batch_stats, model, fbanks, keep_ids, targets):
   log_scale, logit_bias = model.apply({"params": params}, method="similarity")
   scale = losses.inverse_temperature(log_scale)
   loss, aux = losses.nt_xent(
-    z_time, z_freq, logit_scale=scale, logit_bias=logit_bias
+    z_time, z_freq, logit_scale=scale, logit_bias=logit_bias, negatives=None
   )
   aux |= {"main_loss": loss, "logit_scale": scale, "logit_bias": logit_bias}
   if targets is not None:
