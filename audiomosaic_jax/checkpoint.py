@@ -5,10 +5,12 @@ kept step, and each folder three items:
 
   checkpoints/1000/state   parameters, batch statistics, optimiser state, step
   checkpoints/1000/data    Grain's own iterator state, one file per process
-  checkpoints/1000/meta    JSON: the config and whatever else describes the run
+  checkpoints/1000/meta    JSON: the config and whatever else describes the run,
+                           and fingerprints of all of the state
 
 Saving is asynchronous: `save` returns once the arrays are off the device, and
-a folder gets its final name only when it is complete.
+a folder gets its final name only when it is complete. What is read is compared
+with its fingerprints: Orbax restores a flipped bit without a word.
 
 Where the data continues. Batch n is the input of step n and every pipeline is a
 pure function of the batch index, so `step` is the data position. Restoring sets
@@ -18,8 +20,8 @@ worker *processes*; for those its own saved state is used, which needs the same
 number of hosts and workers.
 """
 
+import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,11 +31,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-PyTree = Any
+from audiomosaic_jax import checkpoint_content, checkpoint_folders
 
-# Orbax writes this file last. Renaming already makes local saves atomic, but a
-# folder half-way through being copied from elsewhere has its final name.
-_COMMITTED = "commit_success.txt"
+PyTree = Any
 
 
 class Checkpointer:
@@ -69,8 +69,10 @@ class Checkpointer:
         f"keep_last={keep_last}, keep_every={keep_every}; keep at least the "
         "last checkpoint, and use keep_every=0 to keep no other"
       )
-    self._directory = _absolute(directory)
-    _set_aside_incomplete(self._directory)
+    self._directory = checkpoint_folders.absolute(directory)
+    if jax.process_index() == 0:
+      checkpoint_folders.set_aside_incomplete(self._directory)
+    ocp.multihost.sync_global_processes("audiomosaic:incomplete_set_aside")
     policies = ocp.checkpoint_managers
     keep = [policies.LatestN(keep_last)]
     if keep_every:
@@ -110,7 +112,8 @@ class Checkpointer:
     """Starts writing a checkpoint; call it on every process.
 
     The arrays are copied before this returns, so the next step may donate
-    them. An earlier save that is still running is waited for first.
+    them. An earlier save that is still running is waited for first. The
+    fingerprints are computed where the arrays are.
 
     Args:
       step: number of finished updates, which is also the index of the batch
@@ -121,12 +124,17 @@ class Checkpointer:
 
     Returns:
       False, having done nothing, if that step is already saved.
+
+    Raises:
+      ValueError: `meta` has a field "fingerprints".
     """
     if step in self._manager.all_steps():
       return False
     items = {
       "state": ocp.args.StandardSave(state),
-      "meta": ocp.args.JsonSave(dict(meta)),
+      "meta": ocp.args.JsonSave(
+        checkpoint_content.add_fingerprints(meta, state)
+      ),
     }
     if data_iterator is not None:
       items["data"] = grain.checkpoint.CheckpointSave(data_iterator)
@@ -155,7 +163,7 @@ class Checkpointer:
     Raises:
       FileNotFoundError: there is no such step.
       ValueError: the state has another structure, shape or data position than
-        the checkpoint.
+        the checkpoint, or the checkpoint is damaged.
     """
     self.wait()
     if step not in self._manager.all_steps():
@@ -165,16 +173,18 @@ class Checkpointer:
       )
     path = self._directory / str(step)
     target = jax.tree.map(_abstract_leaf, abstract_state)
-    _check_tree(_saved_leaves(path), target, path=path, allow_unused=False)
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-      ),
+    checkpoint_content.check_tree(
+      _saved_leaves(path), target, path=path, allow_unused=False
     )
+    meta, fingerprints = _read_meta(path)
+    with _readable(path):
+      state = self._manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+      )["state"]
+    _check_state(path, state, fingerprints)
     if data_iterator is not None:
       self._reposition(data_iterator, step)
-    return restored["state"], restored["meta"]
+    return state, meta
 
   def _reposition(self, data_iterator: Iterator, step: int) -> None:
     """Makes batch number `step` the next one that `data_iterator` yields."""
@@ -226,21 +236,29 @@ def load_params(directory: epath.PathLike, abstract: PyTree) -> PyTree:
 
   Raises:
     FileNotFoundError: there is no checkpoint at `directory`.
-    ValueError: a wanted leaf is missing or has another shape.
+    ValueError: a wanted leaf is missing, has another shape or is damaged.
   """
-  path = _step_folder(_absolute(directory))
+  path = checkpoint_folders.step_folder(directory)
+  saved = _saved_leaves(path)
+  checkpoint_content.check_tree(saved, abstract, path=path, allow_unused=True)
+  dtypes = [saved[name].dtype for name in checkpoint_content.leaves(abstract)]
+  leaves, structure = jax.tree.flatten(abstract)
   first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  target = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
+  # In the dtypes of the fingerprints first; cast when they are verified.
+  target = structure.unflatten(
+    jax.ShapeDtypeStruct(
       leaf.shape,
-      leaf.dtype,
+      dtype,
       sharding=getattr(leaf, "sharding", None) or first_device,
-    ),
-    abstract,
+    )
+    for leaf, dtype in zip(leaves, dtypes, strict=True)
   )
-  _check_tree(_saved_leaves(path), target, path=path, allow_unused=True)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    return reader.restore(
+  _, fingerprints = _read_meta(path)
+  with (
+    _readable(path),
+    ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
+  ):
+    state = reader.restore(
       path / "state",
       args=ocp.args.PyTreeRestore(
         item=target,
@@ -248,6 +266,11 @@ def load_params(directory: epath.PathLike, abstract: PyTree) -> PyTree:
         partial_restore=True,
       ),
     )
+  # By the host: a program for every shape would take longer to compile.
+  _check_state(path, jax.device_get(state), fingerprints)
+  return jax.tree.map(
+    lambda leaf, wanted: leaf.astype(wanted.dtype), state, abstract
+  )
 
 
 def load_meta(directory: epath.PathLike) -> dict[str, Any]:
@@ -261,10 +284,10 @@ def load_meta(directory: epath.PathLike) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: there is no checkpoint at `directory`.
+    ValueError: it is damaged.
   """
-  path = _step_folder(_absolute(directory))
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    return reader.restore(path / "meta", args=ocp.args.JsonRestore())
+  meta, _ = _read_meta(checkpoint_folders.step_folder(directory))
+  return meta
 
 
 def identity(directory: epath.PathLike) -> str:
@@ -279,49 +302,53 @@ def identity(directory: epath.PathLike) -> str:
   Raises:
     FileNotFoundError: there is no checkpoint at `directory`.
   """
-  path = _step_folder(_absolute(directory))
+  path = checkpoint_folders.step_folder(directory)
   about = json.loads((path / "_CHECKPOINT_METADATA").read_text())
   return f"{path.name}@{about['commit_timestamp_nsecs']}"
 
 
-def _absolute(directory: epath.PathLike) -> epath.Path:
-  """Returns the folder as Orbax wants it, from the root or with a scheme."""
-  remote = "://" in str(directory)
-  return epath.Path(directory if remote else os.path.abspath(directory))
+@contextlib.contextmanager
+def _readable(path: epath.Path) -> Iterator[None]:
+  """Says which checkpoint it is that Orbax cannot read, and what to do."""
+  try:
+    yield
+  # A file that is missing, cut short or changed raises almost anything.
+  except Exception as error:
+    remedy = checkpoint_folders.remedy(path)
+    message = f"checkpoint {path} cannot be read: {error}; {remedy}"
+    raise ValueError(message) from error
 
 
-def _set_aside_incomplete(directory: epath.Path) -> None:
-  """Renames step folders that lack Orbax's commit file."""
-  if jax.process_index() == 0 and directory.is_dir():
-    for folder in directory.iterdir():
-      if folder.name.isdigit() and not (folder / _COMMITTED).exists():
-        logging.warning("%s is incomplete; ignoring it", folder)
-        folder.rename(directory / f"{folder.name}.incomplete")
-  ocp.multihost.sync_global_processes("audiomosaic:incomplete_set_aside")
+def _read_meta(
+  path: epath.Path,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+  """Returns the description and the fingerprints of a step folder."""
+  with (
+    _readable(path),
+    ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader,
+  ):
+    saved = reader.restore(path / "meta", args=ocp.args.JsonRestore())
+  meta, fingerprints = checkpoint_content.take_fingerprints(saved)
+  if fingerprints is None:
+    logging.warning("%s has no fingerprints; it cannot be verified", path)
+  else:
+    _refuse(path, checkpoint_content.damage_of_meta(meta, fingerprints))
+  return meta, fingerprints
 
 
-def _step_folder(directory: epath.Path) -> epath.Path:
-  """Returns the folder of the newest complete step at or under `directory`."""
-  if not directory.exists():
-    raise FileNotFoundError(
-      f"{directory} does not exist; give a workdir, its checkpoints folder or "
-      "the folder of one step"
-    )
-  if (directory / "state").is_dir():
-    return directory
-  if (directory / "checkpoints").is_dir():
-    directory = directory / "checkpoints"
-  steps = [
-    folder
-    for folder in directory.iterdir()
-    if folder.name.isdigit() and (folder / _COMMITTED).exists()
-  ]
-  if not steps:
-    raise FileNotFoundError(
-      f"{directory} holds no complete checkpoint (a folder named after its "
-      f"step with a file {_COMMITTED}); has the run saved one yet?"
-    )
-  return max(steps, key=lambda folder: int(folder.name))
+def _check_state(
+  path: epath.Path, state: PyTree, fingerprints: dict[str, Any] | None
+) -> None:
+  """Raises ValueError if the state is not the one that was saved."""
+  if fingerprints is not None:
+    _refuse(path, checkpoint_content.damage_of_state(state, fingerprints))
+
+
+def _refuse(path: epath.Path, damage: str | None) -> None:
+  """Raises ValueError if there is damage."""
+  if damage:
+    remedy = checkpoint_folders.remedy(path)
+    raise ValueError(f"checkpoint {path} is damaged: {damage}; {remedy}")
 
 
 def _abstract_leaf(leaf: jax.Array | jax.ShapeDtypeStruct) -> PyTree:
@@ -334,43 +361,8 @@ def _abstract_leaf(leaf: jax.Array | jax.ShapeDtypeStruct) -> PyTree:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _saved_leaves(path: epath.Path) -> dict[str, tuple[int, ...]]:
-  """Returns leaf path -> shape of the state saved in a step folder."""
-  return _shapes(ocp.PyTreeCheckpointHandler().metadata(path / "state").tree)
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-  """Returns leaf path -> shape; attributes, keys and indices look alike."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def _check_tree(
-  saved: Mapping[str, tuple[int, ...]],
-  target: PyTree,
-  *,
-  path: epath.Path,
-  allow_unused: bool,
-) -> None:
-  """Raises ValueError naming the first leaf in which the two trees differ."""
-  wanted = _shapes(target)
-  for name, shape in wanted.items():
-    if name not in saved:
-      raise ValueError(
-        f"checkpoint {path} has no {name} (wanted with shape {shape}); was it "
-        "written by another model or optimizer configuration?"
-      )
-    if saved[name] != shape:
-      raise ValueError(
-        f"checkpoint {path}: {name} has shape {saved[name]} but the model "
-        f"wants {shape}; use the configuration it was trained with"
-      )
-  unused = [name for name in saved if name not in wanted]
-  if unused and not allow_unused:
-    raise ValueError(
-      f"checkpoint {path} has {len(unused)} leaves that the model lacks, the "
-      f"first is {unused[0]} of shape {saved[unused[0]]}; was it written by "
-      "another model or optimizer configuration?"
-    )
+def _saved_leaves(path: epath.Path) -> dict[str, Any]:
+  """Returns leaf path -> shape and dtype of the state in a step folder."""
+  with _readable(path):
+    handler = ocp.PyTreeCheckpointHandler()
+    return checkpoint_content.leaves(handler.metadata(path / "state").tree)

@@ -9,9 +9,12 @@ was interrupted continues when the same command is given again.
 
 import ctypes
 import importlib
+import os
 import pathlib
 import platform
+import sys
 import traceback
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -63,10 +66,32 @@ def main(argv: list[str]) -> None:
     # What a person can mend is told in one message, the rest is in a file.
     workdir.mkdir(parents=True, exist_ok=True)
     trace = workdir / "error.txt"
-    trace.write_text(traceback.format_exc())
-    raise SystemExit(f"error: {error}\n(traceback: {trace})") from None
+    # One process fails, and then the others because of it: all are kept.
+    with trace.open("a" if jax.distributed.is_initialized() else "w") as file:
+      file.write(traceback.format_exc())
+    end(f"error: {error}\n(traceback: {trace})")
+  except Exception:
+    if jax.distributed.is_initialized():
+      end(traceback.format_exc())
+    raise
   if not finished:
     raise SystemExit(STOPPED_STATUS.value)
+
+
+def end(message: str) -> NoReturn:
+  """Ends the program with status 1, alone if it is one of several processes.
+
+  A process that ends as usual first waits for the others to end. They do not
+  while they wait for its part of a sum over devices.
+
+  Args:
+    message: for standard error.
+  """
+  if jax.distributed.is_initialized():
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
+  raise SystemExit(message)
 
 
 def use_compilation_cache(setting: str, workdir: pathlib.Path) -> None:

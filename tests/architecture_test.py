@@ -26,6 +26,7 @@ PURE = (
   "mixup",
   "scores",
   "dsp",
+  "fingerprint",
 )
 # What the augmentations stand on; other pure modules stand alone.
 SHARED_BY_PURE = (f"{PACKAGE}.dsp", f"{PACKAGE}.augment")
