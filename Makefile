@@ -26,9 +26,12 @@ test-slow: $(BIN)/.installed-dev  ## Run the tests that take minutes each.
 lint: $(BIN)/.installed-dev  ## Check format and style.
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
-bench: $(BIN)/.installed-dev  ## Time the input pipeline and the training step.
+bench: $(BIN)/.installed-bench  ## Time the step, the input, and PyTorch beside.
 	$(BIN)/python -m benchmarks.input_pipeline
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.whole_path
+	$(BIN)/python -m benchmarks.versus_torch --config.model.encoder.dtype=float32
+	$(BIN)/python -m benchmarks.inference --variants=tiny,small --batches=1,8
 
 clients: $(CLIENTS)/.installed  ## Run real benchmark clients on our adapters.
 	HF_HUB_OFFLINE=1 JAX_PLATFORMS=cpu $(CLIENTS)/bin/python -m pytest \
@@ -55,6 +58,10 @@ $(BIN)/.installed-dev: setup.py | $(BIN)/python
 
 $(BIN)/.installed-aot: setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev,aot]'
+	@touch $@ $(BIN)/.installed $(BIN)/.installed-dev
+
+$(BIN)/.installed-bench: setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
 	@touch $@ $(BIN)/.installed $(BIN)/.installed-dev
 
 $(CLIENTS)/.installed: setup.py $(wildcard tests/clients/requirements*.txt)

@@ -1,9 +1,9 @@
 """The method: one step of contrastive pretraining.
 
-`make_train_step` is the method section of the paper. Two copies of a waveform
-are augmented apart, one loses time columns and the other frequency rows, both
-pass the same encoder and projector, and NT-Xent compares them over the global
-batch.
+From `make_views` to `make_update` this is the method section of the paper. Two
+copies of a waveform are augmented apart, one loses time columns and the other
+frequency rows, both pass the same encoder and projector, and NT-Xent compares
+them over the global batch.
 
 What the encoder does to a clip depends on no other clip, so it may run over a
 few clips at a time (`config.micro_batch_size`); projector, BatchNorm and loss
@@ -31,18 +31,22 @@ ConfigDict = ml_collections.ConfigDict
 Batch = dict[str, jax.Array]
 
 
-def encode_views(model, mesh, *, at_once: int | None, split: bool) -> Callable:
+def make_views(key, pcm, config: ConfigDict, mesh) -> list:
+  """Returns (fbank, keep_ids, keys of stochastic depth) of both views."""
+  *keys, key_drop = jax.random.split(key, 3)
+  drop_keys = jax.random.split(key_drop, (2, len(pcm)))
+  return [
+    (*view.make(key, pcm, name, config, mesh), drop)
+    for key, name, drop in zip(keys, experiment.VIEWS, drop_keys, strict=True)
+  ]
+
+
+def encode_views(model, config: ConfigDict, mesh) -> Callable:
   """Returns `(params, views) -> [pooled [B, D] of each view]`.
 
   A view is (fbank [B, T, F], keep_ids [B, K], keys [B] of stochastic depth).
   All views pass one function, so that the gradients of a device meet before
   those of the devices do.
-
-  Args:
-    model: the AudioMosaic module.
-    mesh: the devices.
-    at_once: clips that a device encodes at a time, or None for all.
-    split: the parameters are split over the devices, see `sharding.py`.
   """
 
   def encode(params, fbank, keep_ids, key):
@@ -53,37 +57,122 @@ def encode_views(model, mesh, *, at_once: int | None, split: bool) -> Callable:
   return sharding.map_examples_with(
     lambda params, views: [encode(params, *view) for view in views],
     mesh,
-    at_once=at_once,
-    split=split,
+    at_once=config.micro_batch_size or None,
+    split=config.split_state,
   )
 
 
-def make_loss(config: ConfigDict, mesh) -> Callable:
-  """Returns the loss of `config.loss`, as `losses.nt_xent`.
+def project_views(model, params, batch_stats, pooled):
+  """Returns ((z_time, z_freq), batch_stats) of the pooled tokens of a batch."""
+  project = functools.partial(
+    model.apply, train=True, mutable="batch_stats", method="project"
+  )
+  # The running statistics see one view after the other, as upstream.
+  z_time, stats = project(
+    {"params": params, "batch_stats": batch_stats}, pooled[0]
+  )
+  z_freq, stats = project({"params": params, **stats}, pooled[1])
+  return (z_time, z_freq), stats["batch_stats"]
 
+
+def make_loss(model, config: ConfigDict, mesh) -> Callable:
+  """Returns `(params, z, negatives) -> (loss, {"accuracy"})`.
+
+  It is `config.loss`, with the temperature and the bias among the parameters.
   Up to `dense_below` candidates the matrix of logits is held as a whole, above
   it is computed block by block.
+
+  Raises:
+    ValueError: the loss is unknown.
   """
-  loss = config.loss
-  if loss.name not in losses.CONTRASTIVE:
+  settings = config.loss
+  if settings.name not in losses.CONTRASTIVE:
     raise ValueError(
-      f"loss.name is {loss.name!r}; use one of {tuple(losses.CONTRASTIVE)}"
+      f"loss.name is {settings.name!r}; use one of {tuple(losses.CONTRASTIVE)}"
     )
-  if 2 * config.batch_size + loss.queue.size < loss.dense_below:
-    return losses.CONTRASTIVE[loss.name]
-  return functools.partial(
-    blockwise.contrast, loss.name, block_size=loss.block_size, mesh=mesh
-  )
+  contrast = losses.CONTRASTIVE[settings.name]
+  if 2 * config.batch_size + settings.queue.size >= settings.dense_below:
+    contrast = functools.partial(
+      blockwise.contrast,
+      settings.name,
+      block_size=settings.block_size,
+      mesh=mesh,
+    )
+
+  def loss(params, z, negatives):
+    log_scale, logit_bias = model.apply(
+      {"params": params}, method=model.similarity
+    )
+    return contrast(
+      *z,
+      logit_scale=losses.inverse_temperature(log_scale),
+      logit_bias=logit_bias,
+      negatives=negatives,
+    )
+
+  return loss
 
 
-def make_views(key, pcm, config: ConfigDict, mesh) -> list:
-  """Returns (fbank, keep_ids, keys of stochastic depth) of both views."""
-  *keys, key_drop = jax.random.split(key, 3)
-  drop_keys = jax.random.split(key_drop, (2, len(pcm)))
-  return [
-    (*view.make(key, pcm, name, config, mesh), drop)
-    for key, name, drop in zip(keys, experiment.VIEWS, drop_keys, strict=True)
-  ]
+def make_update(model, tx, config: ConfigDict, mesh) -> Callable:
+  """Returns `(state, inputs) -> (state, metrics, views)`.
+
+  `inputs` are of `make_views`; the rest as of `make_train_step`.
+  """
+  encode = encode_views(model, config, mesh)
+  contrast = make_loss(model, config, mesh)
+
+  def update(state: train_state.TrainState, inputs):
+    def loss_fn(params):
+      pooled = encode(params, inputs)
+      z, batch_stats = project_views(model, params, state.batch_stats, pooled)
+      loss, aux = contrast(params, z, state.memory.get("rows"))
+      return loss, (aux, batch_stats, {"z": z, "pooled": tuple(pooled)})
+
+    (loss, (aux, batch_stats, views)), grads = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    scalars = {"loss": loss, "grad_norm": optax.global_norm(grads), **aux}
+    new_state = train_state.TrainState(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+      memory=remember(state, inputs, views["z"]),
+    )
+    return new_state, scalars, views
+
+  def remember(state: train_state.TrainState, inputs, z):
+    memory, momentum = dict(state.memory), config.loss.queue.momentum
+    if not memory:
+      return memory
+    if momentum:
+      slow = memory_queue.follow(memory["params"], state.params, momentum)
+      pooled = encode(slow, inputs)
+      z, _ = project_views(model, slow, state.batch_stats, pooled)
+      memory["params"] = slow
+    # Every device has the whole queue.
+    z = jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))
+    memory["rows"] = memory_queue.push(memory["rows"], z)
+    return memory
+
+  return update
+
+
+def make_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
+  """Returns `(state, batch, key) -> (state, metrics, views)`, to be jitted.
+
+  `metrics` holds scalars of the step. `views` holds the projections and
+  pooled features of both views, for the diagnostics that are read only when
+  a line is logged.
+  """
+  update = make_update(model, tx, config, mesh)
+
+  def train_step(state: train_state.TrainState, batch: Batch, key: jax.Array):
+    key = jax.random.fold_in(key, state.step)
+    return update(state, make_views(key, batch["waveform"], config, mesh))
+
+  return train_step
 
 
 def init_state(
@@ -99,94 +188,6 @@ def init_state(
     **config.loss.queue,
   )
   return train_state.create(variables, tx, memory)
-
-
-def make_projection(model, config: ConfigDict, mesh) -> Callable:
-  """Returns `(params, batch_stats, inputs) -> (views, batch_stats)`.
-
-  `inputs` are of `make_views`; `views` holds the projections "z" and the
-  "pooled" features of both.
-  """
-  encode = encode_views(
-    model,
-    mesh,
-    at_once=config.micro_batch_size or None,
-    split=config.split_state,
-  )
-  project = functools.partial(
-    model.apply, train=True, mutable="batch_stats", method="project"
-  )
-
-  def project_views(params, batch_stats, inputs):
-    pooled = encode(params, inputs)
-    # The running statistics see one view after the other, as upstream.
-    z_time, stats = project(
-      {"params": params, "batch_stats": batch_stats}, pooled[0]
-    )
-    z_freq, stats = project({"params": params, **stats}, pooled[1])
-    views = {"z": (z_time, z_freq), "pooled": tuple(pooled)}
-    return views, stats["batch_stats"]
-
-  return project_views
-
-
-def remember(state, inputs, views, project_views, config: ConfigDict, mesh):
-  """Returns the memory of a state with the projections of its step."""
-  memory, momentum = dict(state.memory), config.loss.queue.momentum
-  if not memory:
-    return memory
-  if momentum:
-    slow = memory_queue.follow(memory["params"], state.params, momentum)
-    views, _ = project_views(slow, state.batch_stats, inputs)
-    memory["params"] = slow
-  # Every device has the whole queue.
-  z = jax.lax.with_sharding_constraint(views["z"], sharding.replicated(mesh))
-  memory["rows"] = memory_queue.push(memory["rows"], z)
-  return memory
-
-
-def make_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
-  """Returns `(state, batch, key) -> (state, metrics, views)`, to be jitted.
-
-  `metrics` holds scalars of the step. `views` holds the projections and
-  pooled features of both views, for the diagnostics that are read only when
-  a line is logged.
-  """
-  project_views = make_projection(model, config, mesh)
-  contrast = make_loss(config, mesh)
-
-  def train_step(state: train_state.TrainState, batch: Batch, key: jax.Array):
-    key = jax.random.fold_in(key, state.step)
-    inputs = make_views(key, batch["waveform"], config, mesh)
-
-    def loss_fn(params):
-      views, batch_stats = project_views(params, state.batch_stats, inputs)
-      log_scale, logit_bias = model.apply(
-        {"params": params}, method=model.similarity
-      )
-      loss, aux = contrast(
-        *views["z"],
-        logit_scale=losses.inverse_temperature(log_scale),
-        logit_bias=logit_bias,
-        negatives=state.memory.get("rows"),
-      )
-      return loss, (aux, batch_stats, views)
-
-    (loss, (aux, batch_stats, views)), grads = jax.value_and_grad(
-      loss_fn, has_aux=True
-    )(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    scalars = {"loss": loss, "grad_norm": optax.global_norm(grads), **aux}
-    state = train_state.TrainState(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      batch_stats=batch_stats,
-      opt_state=opt_state,
-      memory=remember(state, inputs, views, project_views, config, mesh),
-    )
-    return state, scalars, views
-
-  return train_step
 
 
 def jit_train_step(model, tx, config: ConfigDict, mesh) -> Callable:

@@ -110,14 +110,20 @@ def role(collective: Collective, config: ConfigDict, shapes) -> str:
     shapes: shapes of all parameters.
 
   Returns:
-    "embeddings", "embedding gradients", "BatchNorm statistics", "scalars",
-    "scalars of a random loop", "gradients", or "unexpected".
+    "embeddings" (or a number for each), "embedding gradients", "parameters",
+    "BatchNorm statistics", "scalars", "scalars of a random loop", "gradients",
+    or "unexpected".
   """
   projector = config.model.projector
   embedding = (config.batch_size, projector.out_features)
   dims = {shape for _, shape in collective.shapes}
   if collective.kind == "all-gather":
-    return "embeddings" if dims == {embedding} else "unexpected"
+    if dims <= {embedding, (config.batch_size,)}:
+      return "embeddings"
+    split = config.split_state and dims <= set(shapes)
+    return "parameters" if split else "unexpected"
+  if collective.kind == "reduce-scatter" and config.split_state:
+    return "gradients"
   if collective.kind != "all-reduce":
     return "unexpected"
   if dims == {()}:

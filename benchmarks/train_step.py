@@ -3,16 +3,16 @@
   python -m benchmarks.train_step --config=configs/pretrain.py:demo
   python -m benchmarks.train_step --config=configs/pretrain.py \
     --config.batch_size=512 --json=step.json
+  python -m benchmarks.train_step --profile=runs/profile
 
 The batch is synthetic and on the device already, so this is what the devices
 do and not what the host reads (benchmarks/input_pipeline.py). The pieces are
 jitted on their own and timed in the same process; together they differ from
-the whole, in which the compiler fuses across them.
+the whole, in which the compiler fuses across them. --profile writes a trace of
+`jax.profiler` and shows the longest operations and what bounds each.
 """
 
 import functools
-import json
-import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -27,29 +27,23 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from audiomosaic_jax import (
-  augment_fbank,
-  augment_waveform,
+  contrastive,
   experiment,
-  features,
-  losses,
-  masking,
   optimizer,
-  pretrain,
   sharding,
   throughput,
-  train_state,
 )
+from benchmarks import profile_table, report, step_pieces
 
 ConfigDict = ml_collections.ConfigDict
 PyTree = Any
 # The schedule needs an end; its length changes no figure.
 TOTAL_STEPS, WARMUP_STEPS = 1000, 100
-# The forward pass alone is shown, but is part of the line after it.
-SHOWN_TWICE = "encoder forward"
+SHOWN_OPERATIONS = 25
 
 
 class Setup(NamedTuple):
-  """A model with its compiled-to-be step, as `pretrain.build_job` makes them.
+  """A model with its compiled-to-be step, as `pretrain.build_job` makes it.
 
   Attributes:
     model: the AudioMosaic module.
@@ -86,23 +80,29 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
   params = jax.eval_shape(init_model, key)["params"]
   tx = optimizer.make_optimizer(params, schedule=schedule, **config.optimizer)
 
-  def init(key):
-    return train_state.create(init_model(key), tx)
-
-  everywhere, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
+  init = contrastive.jit_init_state(model, tx, config, mesh)
   samples = (config.batch_size, config.data.pipeline.clip_samples)
-  waveform = jax.ShapeDtypeStruct(samples, jnp.int16, sharding=split)
+  rows = sharding.batch_sharded(mesh)
+  waveform = jax.ShapeDtypeStruct(samples, jnp.int16, sharding=rows)
 
-  def place(leaf):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+  def place(leaf, where):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-  state = jax.tree.map(place, jax.eval_shape(init, key))
+  state = jax.tree.map(
+    place,
+    jax.eval_shape(init, key),
+    contrastive.place_state(model, tx, config, mesh),
+  )
   return Setup(
     model=model,
     tx=tx,
-    init=jax.jit(init, out_shardings=everywhere),
-    step=pretrain.jit_train_step(model, tx, config, mesh),
-    shapes=(state, {"waveform": waveform}, place(key)),
+    init=init,
+    step=contrastive.jit_train_step(model, tx, config, mesh),
+    shapes=(
+      state,
+      {"waveform": waveform},
+      place(key, sharding.replicated(mesh)),
+    ),
   )
 
 
@@ -131,118 +131,6 @@ def memory_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
   return sizes
 
 
-def view_functions(
-  config: ConfigDict, mesh: jax.sharding.Mesh
-) -> tuple[Callable, Callable, Callable]:
-  """Returns what makes both views: augment, filter bank, ids to keep.
-
-  Example by example, as in `view.make`.
-  """
-  rate = config.fbank.sample_rate_hz
-
-  def augment_one(key, waveform):
-    waveform = augment_waveform.augment_waveform(
-      key, waveform[None], sample_rate_hz=rate, **config.augment_waveform
-    )
-    return waveform[0]
-
-  def fbank_one(key, waveform):
-    fbank = augment_fbank.augment_fbank(
-      key,
-      features.log_mel_fbank(waveform[None], **config.fbank),
-      low_freq_hz=config.fbank.low_freq_hz,
-      high_freq_hz=config.fbank.high_freq_hz,
-      **config.augment_fbank,
-    )
-    return features.standardize(fbank, **config.spectrogram)[0]
-
-  def augmented(keys, pcm):
-    waveform = features.pcm_to_float(pcm)
-    change = sharding.map_examples(augment_one, mesh)
-    return [change(jax.random.split(k, len(pcm)), waveform) for k in keys]
-
-  def fbanks(keys, waveforms):
-    change = sharding.map_examples(fbank_one, mesh)
-    return [
-      change(jax.random.split(key, len(waveform)), waveform)
-      for key, waveform in zip(keys, waveforms, strict=True)
-    ]
-
-  def masks(keys):
-    return [
-      masking.keep_ids(
-        key,
-        config.batch_size,
-        grid=experiment.token_grid(config),
-        layout=config.masking.layout,
-        **config.masking[view],
-      )
-      for key, view in zip(keys, experiment.VIEWS, strict=True)
-    ]
-
-  return augmented, fbanks, masks
-
-
-def model_functions(
-  setup: Setup, config: ConfigDict, mesh: jax.sharding.Mesh
-) -> tuple[Callable, Callable, Callable]:
-  """Returns encoder of both views, its gradient, and loss with gradient."""
-  model = setup.model
-  encode_views = pretrain.encode_views(model, mesh)
-
-  def encode(params, fbanks, ids, key):
-    keys = jax.random.split(key, (2, config.batch_size))
-    return encode_views(params, list(zip(fbanks, ids, keys, strict=True)))
-
-  def summed(*args):
-    return sum(jnp.sum(pooled) for pooled in encode(*args))
-
-  def compare(params, batch_stats, pooled):
-    project = functools.partial(
-      model.apply, train=True, mutable="batch_stats", method="project"
-    )
-    variables = {"params": params, "batch_stats": batch_stats}
-    projected = [project(variables, view)[0] for view in pooled]
-    scale = 1 / config.model.temperature
-    return losses.nt_xent(*projected, logit_scale=scale, logit_bias=0.0)[0]
-
-  return encode, jax.grad(summed), jax.value_and_grad(compare, argnums=(0, 2))
-
-
-def pieces(
-  setup: Setup, config: ConfigDict, state, batch, key
-) -> dict[str, tuple[Callable, tuple]]:
-  """Returns name -> (jitted function, arguments) of the parts of a step.
-
-  Both views are in every part. The arguments are computed here, so that each
-  part is timed on what the part before it made.
-  """
-  mesh = batch["waveform"].sharding.mesh
-  augmented, fbanks, masks = map(jax.jit, view_functions(config, mesh))
-  encode, encode_grad, compare = map(
-    jax.jit, model_functions(setup, config, mesh)
-  )
-
-  def update(grads, opt_state, params):
-    updates, opt_state = setup.tx.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
-
-  keys = jax.random.split(key)
-  waveforms = augmented(keys, batch["waveform"])
-  encoder_args = (state.params, fbanks(keys, waveforms), masks(keys), key)
-  pooled = encode(*encoder_args)
-  params = state.params
-  return {
-    "augment": (augmented, (keys, batch["waveform"])),
-    "fbank": (fbanks, (keys, waveforms)),
-    "masks": (masks, (keys,)),
-    SHOWN_TWICE: (encode, encoder_args),
-    "encoder forward + backward": (encode_grad, encoder_args),
-    "projector + loss": (compare, (params, state.batch_stats, pooled)),
-    "optimiser": (jax.jit(update), (params, state.opt_state, params)),
-  }
-
-
 def time_ms(function: Callable, repeats: int) -> list[float]:
   """Returns milliseconds of each call, after one that is not counted."""
   jax.block_until_ready(function())
@@ -255,7 +143,11 @@ def time_ms(function: Callable, repeats: int) -> list[float]:
 
 
 def measure(
-  config: ConfigDict, mesh: jax.sharding.Mesh, repeats: int, breakdown: bool
+  config: ConfigDict,
+  mesh: jax.sharding.Mesh,
+  repeats: int,
+  breakdown: bool,
+  profile: str,
 ) -> dict:
   """Compiles and times the step on the devices of a mesh.
 
@@ -264,6 +156,7 @@ def measure(
     mesh: from `sharding.make_mesh`.
     repeats: timed calls of the step and of every piece.
     breakdown: also time the pieces.
+    profile: folder for a trace of so many steps more; "" for none.
 
   Returns:
     The figures that `table` prints.
@@ -302,8 +195,15 @@ def measure(
     "memory_source": "measured" if stats else "planned by the compiler",
     "compile_s": compile_s,
   }
+  if profile:
+    profile_table.record(step, profile, repeats)
+    figures["operations"] = profile_table.describe(
+      profile_table.operations(compiled.as_text(), profile, repeats),
+      peak_flops=peak,
+      bandwidth=profile_table.timed_bandwidth(device),
+    )
   if breakdown:
-    parts = pieces(setup, config, carry[0], batch, key)
+    parts = step_pieces.pieces(setup, config, carry[0], batch, key)
     figures["pieces_ms"] = {
       name: statistics.median(
         time_ms(functools.partial(function, *args), repeats)
@@ -330,12 +230,16 @@ def table(figures: dict) -> str:
   ]
   if parts := figures.get("pieces_ms"):
     whole = figures["step_ms_median"]
-    rest = whole - sum(ms for n, ms in parts.items() if n != SHOWN_TWICE)
+    rest = whole - sum(
+      ms for n, ms in parts.items() if n != step_pieces.SHOWN_TWICE
+    )
     rows = [*parts.items(), ("whole minus pieces", rest), ("whole step", whole)]
     lines += ["", "piece, both views           |       ms | % of step"]
     lines += [
       f"{name:27} | {ms:8.1f} | {100 * ms / whole:9.1f}" for name, ms in rows
     ]
+  if operations := figures.get("operations"):
+    lines += ["", profile_table.table(operations, SHOWN_OPERATIONS)]
   return "\n".join(lines)
 
 
@@ -344,10 +248,11 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   mesh = sharding.make_mesh()
-  figures = measure(CONFIG.value, mesh, REPEATS.value, BREAKDOWN.value)
+  figures = measure(
+    CONFIG.value, mesh, REPEATS.value, BREAKDOWN.value, PROFILE.value
+  )
   print(table(figures))
-  if JSON.value:
-    pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=2) + "\n")
+  report.write_json(JSON.value, figures, figures["device"])
 
 
 if __name__ == "__main__":
@@ -356,5 +261,6 @@ if __name__ == "__main__":
   )
   REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.", lower_bound=1)
   BREAKDOWN = flags.DEFINE_bool("breakdown", True, "Time the pieces as well.")
+  PROFILE = flags.DEFINE_string("profile", "", "Folder to write a trace to.")
   JSON = flags.DEFINE_string("json", "", "File to write the figures to.")
   app.run(main)

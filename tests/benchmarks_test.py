@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from audiomosaic_jax import sharding
-from benchmarks import hlo, tpu_aot, train_step
+from benchmarks import hlo, tpu_aot, train_step, weak_scaling
 from configs import pretrain
 
 # A loop of four turns around a fusion and a reduction, a loop of unknown
@@ -209,13 +209,40 @@ def test_the_page_tells_the_largest_batch_and_what_did_not_fit():
   assert "nothing was executed" in text
 
 
-def test_bytes_of_embeddings_grow_with_the_devices():
+def test_bytes_of_embeddings_grow_with_the_devices_and_gradients_hardly():
+  # A million float32 numbers of either kind, on eight devices.
   gather = collective("all-gather", (10**6,))
   reduction = collective("all-reduce", (10**6,))
-  rows = tpu_aot.scaling_rows(
-    report(embeddings=[gather], gradients=[reduction]), (8, 32)
+  rows = weak_scaling.rows(
+    {"embeddings": [gather], "gradients": [reduction]},
+    device_kind="TPU v5 lite",
+    num_devices=8,
+    batch_per_device=4,
+    cycles=150_000_000,
+    counts=(8, 32),
   )
-  assert rows == ["| 8 | 32 | 4.0 | 4.0 |", "| 32 | 128 | 4.0 | 16.0 |"]
+  # 4 MB * 7/8 + 2 * 4 MB * 7/8 at 200 GB/s; four times the embeddings at 31/32.
+  assert rows == [
+    "| 8 | 32 | 10.5 | 0.05 | 100 | 99.9 % |",
+    "| 32 | 128 | 23.2 | 0.12 | 100 | 99.9 % |",
+  ]
+
+
+def test_a_scattered_sum_sends_what_the_other_devices_keep():
+  scatter = collective("reduce-scatter", (1000,))
+  assert weak_scaling.sent_bytes(scatter, 8) == 7 * 4000
+
+
+def test_unknown_links_are_called_unknown():
+  (row,) = weak_scaling.rows(
+    {},
+    device_kind="TPU v99",
+    num_devices=8,
+    batch_per_device=4,
+    cycles=1,
+    counts=(8,),
+  )
+  assert "unknown links" in row
 
 
 def test_the_compilers_words_are_cut_out_of_its_error():
@@ -251,15 +278,19 @@ def test_a_batch_that_does_not_divide_is_refused_before_compiling():
 
 
 @pytest.mark.slow
-def test_the_table_has_the_step_and_every_piece():
+def test_the_table_has_the_step_every_piece_and_the_operations(tmp_path):
   mesh = sharding.make_mesh(jax.devices()[:1])
-  figures = train_step.measure(tiny_config(), mesh, repeats=1, breakdown=True)
+  figures = train_step.measure(
+    tiny_config(), mesh, repeats=1, breakdown=True, profile=str(tmp_path)
+  )
   text = train_step.table(figures)
   for name in ("pairs/s", "MFU", "memory per device", *figures["pieces_ms"]):
     assert name in text
+  longest = figures["operations"]["rows"][0]
+  assert longest["name"] in text and longest["seconds"] > 0
   assert figures["pairs_per_s"] > 0
   assert figures["memory_bytes_per_device"] > 0
-  unread = dict(figures, pieces_ms=None)
+  unread = dict(figures, pieces_ms=None, operations=None)
   assert "piece" not in train_step.table(unread)
 
 

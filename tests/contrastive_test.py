@@ -118,9 +118,7 @@ def test_stochastic_depth_is_drawn_by_example_and_not_by_device():
   pooled = {}
   for num_devices in (1, 8):
     mesh = sharding.make_mesh(jax.devices()[:num_devices])
-    encode = jax.jit(
-      contrastive.encode_views(model, mesh, at_once=None, split=False)
-    )
+    encode = jax.jit(contrastive.encode_views(model, config, mesh))
     rows = jax.device_put(view, sharding.batch_sharded(mesh))
     (pooled[num_devices],) = encode(params, [rows])
   np.testing.assert_allclose(pooled[8], pooled[1], atol=1e-5)
@@ -204,7 +202,7 @@ def test_activations_are_kept_for_a_micro_batch_and_not_for_the_batch():
     init = functools.partial(experiment.init_variables, model, config)
     variables = jax.eval_shape(init, jax.random.key(0))
     mesh = sharding.make_mesh(jax.devices()[:1])
-    project = contrastive.make_projection(model, config, mesh)
+    encode = contrastive.encode_views(model, config, mesh)
     frames, bins = config.spectrogram.num_frames, config.fbank.num_mel_bins
     view = (
       jax.ShapeDtypeStruct((batch_size, frames, bins), np.float32),
@@ -213,8 +211,9 @@ def test_activations_are_kept_for_a_micro_batch_and_not_for_the_batch():
     )
 
     def loss(params, batch_stats, inputs):
-      views, _ = project(params, batch_stats, inputs)
-      return sum(jnp.sum(z) for z in views["z"])
+      pooled = encode(params, inputs)
+      z, _ = contrastive.project_views(model, params, batch_stats, pooled)
+      return jnp.sum(z[0]) + jnp.sum(z[1])
 
     compiled = (
       jax.jit(jax.grad(loss))
@@ -247,7 +246,7 @@ def test_a_blockwise_step_is_the_dense_one(steps):
 def test_an_unknown_loss_is_refused_by_name():
   config = tiny_config(**{"loss.name": "triplet"})
   with pytest.raises(ValueError, match=r"triplet.*nt_xent.*sigmoid"):
-    contrastive.make_loss(config, sharding.make_mesh())
+    contrastive.make_loss(None, config, sharding.make_mesh())
 
 
 def test_the_sigmoid_loss_learns_its_temperature_and_bias():

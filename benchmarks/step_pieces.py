@@ -1,0 +1,142 @@
+"""The parts of a training step, each to be jitted on its own."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from audiomosaic_jax import (
+  augment_fbank,
+  augment_waveform,
+  contrastive,
+  experiment,
+  features,
+  masking,
+  sharding,
+)
+
+ConfigDict = ml_collections.ConfigDict
+# The forward pass alone is shown, but is part of the line after it.
+SHOWN_TWICE = "encoder forward"
+
+
+def view_functions(
+  config: ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[Callable, Callable, Callable]:
+  """Returns what makes both views: augment, filter bank, ids to keep.
+
+  Example by example, as in `view.make`.
+  """
+  rate = config.fbank.sample_rate_hz
+
+  def augment_one(key, waveform):
+    waveform = augment_waveform.augment_waveform(
+      key, waveform[None], sample_rate_hz=rate, **config.augment_waveform
+    )
+    return waveform[0]
+
+  def fbank_one(key, waveform):
+    fbank = augment_fbank.augment_fbank(
+      key,
+      features.log_mel_fbank(waveform[None], **config.fbank),
+      low_freq_hz=config.fbank.low_freq_hz,
+      high_freq_hz=config.fbank.high_freq_hz,
+      **config.augment_fbank,
+    )
+    fbank = features.standardize(fbank, **config.spectrogram)[0]
+    return fbank.astype(config.model.encoder.dtype)
+
+  def augmented(keys, pcm):
+    waveform = features.pcm_to_float(pcm)
+    change = sharding.map_examples(augment_one, mesh)
+    return [change(jax.random.split(k, len(pcm)), waveform) for k in keys]
+
+  def fbanks(keys, waveforms):
+    change = sharding.map_examples(fbank_one, mesh)
+    return [
+      change(jax.random.split(key, len(waveform)), waveform)
+      for key, waveform in zip(keys, waveforms, strict=True)
+    ]
+
+  def masks(keys):
+    return [
+      masking.keep_ids(
+        key,
+        config.batch_size,
+        grid=experiment.token_grid(config),
+        layout=config.masking.layout,
+        **config.masking[view],
+      )
+      for key, view in zip(keys, experiment.VIEWS, strict=True)
+    ]
+
+  return augmented, fbanks, masks
+
+
+def model_functions(
+  model, config: ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[Callable, Callable]:
+  """Returns the encoder of both views, and the loss of what it gives.
+
+  Returns:
+    (params, fbanks, ids, key) -> pooled tokens of each view, and
+    (params, batch_stats, pooled) -> (loss, new batch_stats).
+  """
+  encode_views = contrastive.encode_views(model, config, mesh)
+  contrast = contrastive.make_loss(model, config, mesh)
+
+  def encode(params, fbanks, ids, key):
+    keys = jax.random.split(key, (2, config.batch_size))
+    return encode_views(params, list(zip(fbanks, ids, keys, strict=True)))
+
+  def compare(params, batch_stats, pooled):
+    z, batch_stats = contrastive.project_views(
+      model, params, batch_stats, pooled
+    )
+    loss, _ = contrast(params, z, None)
+    return loss, batch_stats
+
+  return encode, compare
+
+
+def pieces(
+  setup, config: ConfigDict, state, batch, key
+) -> dict[str, tuple[Callable, tuple]]:
+  """Returns name -> (jitted function, arguments) of the parts of a step.
+
+  Both views are in every part. The arguments are computed here, so that each
+  part is timed on what the part before it made.
+  """
+  mesh = batch["waveform"].sharding.mesh
+  augmented, fbanks, masks = map(jax.jit, view_functions(config, mesh))
+  encode, compare = model_functions(setup.model, config, mesh)
+
+  def summed(*args):
+    return sum(jnp.sum(pooled) for pooled in encode(*args))
+
+  encode_grad = jax.jit(jax.grad(summed))
+  compare_grad = jax.jit(
+    jax.value_and_grad(compare, argnums=(0, 2), has_aux=True)
+  )
+  encode = jax.jit(encode)
+
+  def update(grads, opt_state, params):
+    updates, opt_state = setup.tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  keys = jax.random.split(key)
+  waveforms = augmented(keys, batch["waveform"])
+  encoder_args = (state.params, fbanks(keys, waveforms), masks(keys), key)
+  pooled = encode(*encoder_args)
+  params = state.params
+  return {
+    "augment": (augmented, (keys, batch["waveform"])),
+    "fbank": (fbanks, (keys, waveforms)),
+    "masks": (masks, (keys,)),
+    SHOWN_TWICE: (encode, encoder_args),
+    "encoder forward + backward": (encode_grad, encoder_args),
+    "projector + loss": (compare_grad, (params, state.batch_stats, pooled)),
+    "optimiser": (jax.jit(update), (params, state.opt_state, params)),
+  }
