@@ -108,9 +108,8 @@ def build_job(
     out_shardings=everywhere,
   )
   # A copy, because the step donates its state.
-  copy = functools.partial(jax.tree.map, jnp.copy)
   init = jax.jit(
-    lambda variables: train_state.create(copy(variables), tx, {}),
+    lambda v: train_state.create(jax.tree.map(jnp.copy, v), tx, {}),
     out_shardings=everywhere,
   )
   if stored is None:

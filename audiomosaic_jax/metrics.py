@@ -160,8 +160,7 @@ def diagnose(views: dict[str, tuple[jax.Array, jax.Array]]) -> dict:
 
   Effective rank and intrinsic dimension (LID) of the pooled features show
   collapse before the loss does; alignment and uniformity are the two things
-  that NT-Xent trades against each other. Some compare all rows with all: of a
-  batch larger than 8192 clips they see a part.
+  that NT-Xent trades against each other. Of a batch above 8192 clips, a part.
   """
   every = -(-len(views["z"][0]) // MAX_DIAGNOSED)
   views = jax.tree.map(lambda rows: rows[::every], views)
