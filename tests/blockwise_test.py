@@ -108,7 +108,8 @@ def test_extreme_temperatures_stay_finite(name):
   (expected, _), _ = dense(name, negatives(10))(
     *views(), jnp.float32(100.0), jnp.float32(-50.0)
   )
-  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  # Differences of logits of 50 and more.
+  np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-5)
   assert all(np.isfinite(grad).all() for grad in grads)
 
 

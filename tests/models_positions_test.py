@@ -52,7 +52,9 @@ def test_sincos_tables_equal_the_published_ones(golden):
     h, w, d = map(
       int, re.fullmatch(r"sincos/h(\d+)_w(\d+)_d(\d+)", name).groups()
     )
-    np.testing.assert_array_equal(positions.sincos_table(h, w, d), z[name][1:])
+    # Bit for bit on some processors: others round the power differently.
+    table = positions.sincos_table(h, w, d)
+    np.testing.assert_allclose(table, z[name][1:], rtol=0, atol=4e-6)
 
 
 def test_paper_positions_make_neighbours_in_time_and_frequency_alike():

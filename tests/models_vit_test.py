@@ -134,7 +134,8 @@ def test_positions_start_at_the_table_of_their_layout(golden, layout, table):
     jax.random.key(0), jnp.zeros((1, 1024, 128)), None, train=False
   )["params"]
   expected = golden("posembed.npz")[f"sincos/h{table[0]}_w{table[1]}_d48"]
-  np.testing.assert_array_equal(params["pos_embed"][0], expected)
+  table = params["pos_embed"][0]
+  np.testing.assert_allclose(table, expected, rtol=0, atol=4e-6)
 
 
 def test_patches_flatten_as_a_convolution_kernel_does():
