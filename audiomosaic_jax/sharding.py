@@ -32,6 +32,18 @@ DATA_AXIS = "data"
 STATE_RULES = ((r"encoder/blocks/.*kernel$", 1),)
 _WHOLE = -1
 
+# (pattern of a leaf's path, mesh axis -> axis of the leaf) of a frozen language
+# model. Over "data" its kernels are stored in parts and gathered for each use;
+# over "tensor" heads and hidden channels stay apart, which suits generation.
+# What no pattern names, adapters and norms, is on every device.
+TENSOR_AXIS = "tensor"
+DECODER_RULES = (
+  (r"(q|k|v|gate|up)_proj/kernel$", {DATA_AXIS: -2, TENSOR_AXIS: -1}),
+  (r"(o|down)_proj/kernel$", {DATA_AXIS: -1, TENSOR_AXIS: -2}),
+  (r"embed_tokens$", {DATA_AXIS: -1, TENSOR_AXIS: -2}),
+  (r"lm_head$", {DATA_AXIS: -2, TENSOR_AXIS: -1}),
+)
+
 # A launcher that wants several processes sets one of these; a plain
 # `python -m audiomosaic_jax.main` on one machine sets none of them.
 _CLUSTER_VARIABLES = (
@@ -104,6 +116,30 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
   return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
+def make_decoder_mesh(
+  tensor: int, devices: list[jax.Device] | None = None
+) -> Mesh:
+  """Returns a mesh of two axes for language models.
+
+  Args:
+    tensor: devices that share each layer's products; the others see other
+      rows of a batch.
+    devices: all, on every host, by default.
+
+  Raises:
+    ValueError: `tensor` does not divide the devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  if len(devices) % tensor:
+    raise ValueError(
+      f"{len(devices)} devices cannot be split by tensor {tensor}; use a "
+      "divisor of them"
+    )
+  axes = (DATA_AXIS, TENSOR_AXIS)
+  grid = np.asarray(devices).reshape(-1, tensor)
+  return Mesh(grid, axes, axis_types=(AxisType.Auto,) * 2)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of parameters and scalars: a copy per device."""
   return NamedSharding(mesh, PartitionSpec())
@@ -132,6 +168,31 @@ def state_sharding(state: Any, mesh: Mesh, *, split: bool) -> Any:
     return NamedSharding(mesh, spec)
 
   return jax.tree.map_with_path(place, state)
+
+
+def decoder_sharding(params: Any, mesh: Mesh) -> Any:
+  """Returns where each parameter of a language model lives.
+
+  Args:
+    params: the parameters, or their shapes.
+    mesh: from `make_decoder_mesh`, or from `make_mesh`.
+
+  Returns:
+    A sharding per leaf, by DECODER_RULES. An axis that the devices do not
+    divide is not split.
+  """
+
+  def place(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    spec = [None] * leaf.ndim
+    for pattern, axes in DECODER_RULES:
+      if re.search(pattern, name):
+        for mesh_axis, size in mesh.shape.items():
+          axis = axes[mesh_axis]
+          spec[axis] = mesh_axis if leaf.shape[axis] % size == 0 else None
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree.map_with_path(place, params)
 
 
 def _split_axis(path: tuple, leaf: Any, mesh: Mesh, split: bool) -> int:

@@ -67,7 +67,7 @@ def read(path: str | pathlib.Path) -> Checkpoint:
   if path.is_dir():
     if (path / SETTINGS_FILE).exists():
       settings = _read_json(path / SETTINGS_FILE)
-    path = _weights_of(path)
+    path = weights_of(path)
   if path.suffix == ".json":
     tensors, files = _read_shards(path)
   else:
@@ -118,7 +118,8 @@ def write_tensors(
   temporary.replace(path)
 
 
-def _weights_of(folder: pathlib.Path) -> pathlib.Path:
+def weights_of(folder: pathlib.Path) -> pathlib.Path:
+  """Returns the file of a folder that holds its tensors, or their index."""
   for name in WEIGHT_FILES:
     if (folder / name).exists():
       return folder / name
@@ -128,10 +129,13 @@ def _weights_of(folder: pathlib.Path) -> pathlib.Path:
   )
 
 
-def _read_shards(
-  index: pathlib.Path,
-) -> tuple[dict[str, np.ndarray], tuple[pathlib.Path, ...]]:
-  """Returns the tensors of all files that an index names, and the files."""
+def read_index(index: pathlib.Path) -> dict[str, list[str]]:
+  """Returns the files that an index names, each with its tensors.
+
+  Raises:
+    ValueError: it is no index, or names a file that is not beside it.
+    FileNotFoundError: a file is missing.
+  """
   weight_map = _read_json(index).get("weight_map")
   if not isinstance(weight_map, dict):
     raise ValueError(f"{index} has no weight_map of names to files")
@@ -149,17 +153,32 @@ def _read_shards(
       raise FileNotFoundError(
         f"{index} names {name}, which is not there; download it too"
       )
+  return {
+    name: [key for key, file in weight_map.items() if file == name]
+    for name in names
+  }
+
+
+def check_shard(index: pathlib.Path, name: str, expected, found) -> None:
+  """Raises ValueError unless a file holds what its index says."""
+  if differing := sorted(set(expected) ^ set(found)):
+    raise ValueError(
+      f"{index} and {name} differ in {len(differing)} tensors, the first is "
+      f"{differing[0]}; download both again"
+    )
+
+
+def _read_shards(
+  index: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], tuple[pathlib.Path, ...]]:
+  """Returns the tensors of all files that an index names, and the files."""
   tensors: dict[str, np.ndarray] = {}
-  for name in names:
+  shards = read_index(index)
+  for name, expected in shards.items():
     shard = read_tensors(index.parent / name)
-    expected = {key for key, file in weight_map.items() if file == name}
-    if differing := sorted(expected ^ set(shard)):
-      raise ValueError(
-        f"{index} and {name} differ in {len(differing)} tensors, the first is "
-        f"{differing[0]}; download both again"
-      )
+    check_shard(index, name, expected, shard)
     tensors |= shard
-  return tensors, tuple(index.parent / name for name in names)
+  return tensors, tuple(index.parent / name for name in shards)
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -178,7 +197,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
       f"cannot read {path}: {type(error).__name__}: {reason}; it is damaged, "
       "or holds more than tensors: save model.state_dict() alone"
     ) from error
-  state = _unwrapped(stored, path)
+  state = unwrapped(stored, path)
   for name, value in state.items():
     if not isinstance(value, torch.Tensor):
       raise ValueError(
@@ -188,7 +207,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
   return {name: _to_numpy(tensor, torch) for name, tensor in state.items()}
 
 
-def _unwrapped(stored: Any, path: pathlib.Path) -> Mapping[str, Any]:
+def unwrapped(stored: Any, path: pathlib.Path) -> Mapping[str, Any]:
   """Returns the state dict in what a training loop has saved."""
   if not isinstance(stored, Mapping):
     raise ValueError(
