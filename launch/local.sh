@@ -3,7 +3,7 @@
 # would be: a rehearsal of a multi-host job, where it costs nothing.
 #
 #   launch/local.sh [--dry_run] 2 --config=configs/pretrain.py:smoke \
-#     --workdir=runs/two --config.probe.task=
+#     --workdir=runs/two
 #
 # Paths are relative to the repository. One process drives all accelerators of
 # a machine, so training on a single machine needs no launcher.
