@@ -190,31 +190,24 @@ def init_state(
   return train_state.create(variables, tx, memory)
 
 
-def jit_train_step(model, tx, config: ConfigDict, mesh) -> Callable:
-  """Returns `make_train_step` compiled: batch by rows, state as placed.
+def jit_init_and_step(
+  model, tx, config: ConfigDict, mesh
+) -> tuple[Callable, Callable]:
+  """Returns `init_state` of a key and `make_train_step`, compiled.
 
-  The state is donated. The key is the run's; the step folds itself in.
+  The batch is split by rows, the state lies as `sharding.state_sharding` says.
+  The step donates its state. Its key is the run's; the step folds itself in.
   """
-  state = place_state(model, tx, config, mesh)
+  init = functools.partial(init_state, model=model, tx=tx, config=config)
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  state = sharding.state_sharding(shapes, mesh, split=config.split_state)
   everywhere = sharding.replicated(mesh)
   rows = sharding.batch_sharded(mesh)
-  return jax.jit(
+  step = jax.jit(
     make_train_step(model, tx, config, mesh),
     donate_argnums=0,
     in_shardings=(state, rows, everywhere),
     out_shardings=(state, everywhere, rows),
     compiler_options=sharding.compiler_options(mesh),
   )
-
-
-def jit_init_state(model, tx, config: ConfigDict, mesh) -> Callable:
-  """Returns key -> the state before the first step, where it belongs."""
-  init = functools.partial(init_state, model=model, tx=tx, config=config)
-  return jax.jit(init, out_shardings=place_state(model, tx, config, mesh))
-
-
-def place_state(model, tx, config: ConfigDict, mesh):
-  """Returns a sharding for each leaf of the state."""
-  init = functools.partial(init_state, model=model, tx=tx, config=config)
-  shapes = jax.eval_shape(init, jax.random.key(0))
-  return sharding.state_sharding(shapes, mesh, split=config.split_state)
+  return jax.jit(init, out_shardings=state), step

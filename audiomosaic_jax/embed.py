@@ -24,6 +24,7 @@ SparkRunner the shards are an Apache Beam pipeline instead, whose own options
 follow "--" (pip install 'audiomosaic-jax[beam]').
 """
 
+import functools
 import json
 import pathlib
 import time
@@ -33,7 +34,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 
 from audiomosaic_jax import embed_output, embed_shards, files, sharding
-from audiomosaic_jax.data import recordings
+from audiomosaic_jax.data import beam, recordings
 
 ENCODER = flags.DEFINE_string(
   "encoder", None, "A workdir, or what was imported."
@@ -122,9 +123,9 @@ def run(runner_options: list[str]) -> tuple[int, int]:
     # Or one that comes late finds the output of the others.
     multihost_utils.sync_global_devices("embedding job is open")
   if RUNNER.value:
-    from audiomosaic_jax import embed_beam
-
-    embed_beam.run(job, RUNNER.value, runner_options)
+    # Not the list of recordings, which may be too long for a pipeline.
+    work = functools.partial(embed_shards.embed_shard, folder, settings)
+    beam.run_shards(job.missing(), work, RUNNER.value, runner_options)
   else:
     embed_here(job)
   # No process may leave before the last has its shards; process 0 then joins

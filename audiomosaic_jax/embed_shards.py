@@ -213,6 +213,11 @@ def read_job(folder: pathlib.Path, settings: Settings) -> Job:
   return Job(folder, settings, found, about["shard_size"])
 
 
+def embed_shard(folder: pathlib.Path, settings: Settings, shard: int) -> None:
+  """Embeds a shard of a job that was opened before, on whichever machine."""
+  read_job(folder, settings).embed_shard(shard)
+
+
 def embed(
   encoder: Encoder,
   settings: Settings,

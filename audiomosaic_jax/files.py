@@ -1,18 +1,11 @@
 """Files that are there whole or not at all."""
 
 import pathlib
-import uuid
 from collections.abc import Mapping
 
 import numpy as np
 
-
-def temporary_path(path: pathlib.Path) -> pathlib.Path:
-  """Returns a name beside a file that no other process writes to.
-
-  Programs that read a whole folder pass over names that begin with a dot.
-  """
-  return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+from audiomosaic_jax.data.storage import temporary_path
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

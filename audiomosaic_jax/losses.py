@@ -248,6 +248,9 @@ def _contrast(
   """
   check_batch(z_time.shape[0])
   u_time, u_freq = unit_rows(z_time), unit_rows(z_freq)
+  queues = []
+  if negatives is not None:
+    queues = [unit_rows(jax.lax.stop_gradient(negatives))]
   is_diagonal = jnp.eye(len(u_time), dtype=bool)
 
   def logits(anchors, candidates):
@@ -258,9 +261,7 @@ def _contrast(
     # The second view's block is computed again rather than transposed: the
     # transpose of sharded rows adds gathers and reductions between devices.
     cross = logits(anchors, others)
-    rest = []
-    if negatives is not None:
-      rest = [logits(anchors, unit_rows(jax.lax.stop_gradient(negatives)))]
+    rest = [logits(anchors, queue) for queue in queues]
     # Row sums over a mask stay on the device that owns the row.
     positive = jnp.sum(jnp.where(is_diagonal, cross, 0.0), axis=1)
     others = [own, jnp.where(is_diagonal, -jnp.inf, cross), *rest]

@@ -87,7 +87,7 @@ def build_job(
   params = jax.eval_shape(init_model, jax.random.key(0))["params"]
   tx = optimizer.make_optimizer(params, schedule=schedule, **config.optimizer)
 
-  init = contrastive.jit_init_state(model, tx, config, mesh)
+  init, step = contrastive.jit_init_and_step(model, tx, config, mesh)
   clock = throughput.StepClock(
     pairs_per_step=config.batch_size,
     flops_per_pair=experiment.flops_per_pair(config),
@@ -108,7 +108,7 @@ def build_job(
     source=source,
     total_steps=total_steps,
     init=lambda: init(jax.random.key(seed)),
-    step=contrastive.jit_train_step(model, tx, config, mesh),
+    step=step,
     schedule=schedule,
     clock=clock,
     probe=probe,

@@ -44,14 +44,6 @@ DECODER_RULES = (
   (r"lm_head$", {DATA_AXIS: -2, TENSOR_AXIS: -1}),
 )
 
-# A launcher that wants several processes sets one of these; a plain
-# `python -m audiomosaic_jax.main` on one machine sets none of them.
-_CLUSTER_VARIABLES = (
-  "JAX_COORDINATOR_ADDRESS",
-  "TPU_WORKER_HOSTNAMES",
-  "MEGASCALE_COORDINATOR_ADDRESS",
-)
-
 # A process that is lost without notice ends the others after this time, which
 # until then wait for it in a sum over devices. A thread of its own sends the
 # heartbeats, so that a long compilation or a slow disk delays none.
@@ -367,11 +359,10 @@ def map_shards(
 def check_at_once(at_once: int | None, local_batch: int) -> None:
   """Raises ValueError unless a device's clips are a multiple of `at_once`."""
   if at_once and local_batch % at_once:
-    divisors = [n for n in range(1, local_batch + 1) if local_batch % n == 0]
-    below = [n for n in divisors if n < at_once]
+    below = max(n for n in range(1, at_once) if local_batch % n == 0)
     raise ValueError(
       f"micro_batch_size {at_once} does not divide the {local_batch} clips of "
-      f"a device; use {below[-1] if below else divisors[0]}"
+      f"a device; use {below}"
     )
 
 

@@ -35,32 +35,49 @@ def make(
 
   def spectrogram(key, pcm):
     waveform_key, fbank_key = jax.random.split(key)
-    waveform = augment_waveform.augment_waveform(
-      waveform_key,
-      features.pcm_to_float(pcm[None]),
-      sample_rate_hz=config.fbank.sample_rate_hz,
-      **config.augment_waveform,
-    )
-    fbank = augment_fbank.augment_fbank(
-      fbank_key,
-      features.log_mel_fbank(waveform, **config.fbank),
-      low_freq_hz=config.fbank.low_freq_hz,
-      high_freq_hz=config.fbank.high_freq_hz,
-      **config.augment_fbank,
-    )
-    fbank = features.standardize(fbank, **config.spectrogram)[0]
-    # What the encoder makes of it first anyway, in half the memory.
-    return fbank.astype(config.model.encoder.dtype)
+    waveform = features.pcm_to_float(pcm)
+    return log_mel(fbank_key, augment(waveform_key, waveform, config), config)
 
-  batch_size = len(pcm)
-  keys = jax.random.split(augment_key, batch_size)
+  keys = jax.random.split(augment_key, len(pcm))
   at_once = config.micro_batch_size or None
   fbank = sharding.map_examples(spectrogram, mesh, at_once)(keys, pcm)
-  keep_ids = masking.keep_ids(
-    mask_key,
-    batch_size,
+  return fbank, keep_ids(mask_key, name, config)
+
+
+def augment(
+  key: jax.Array, waveform: jax.Array, config: ConfigDict
+) -> jax.Array:
+  """Returns the samples [S] of one clip, augmented."""
+  return augment_waveform.augment_waveform(
+    key,
+    waveform[None],
+    sample_rate_hz=config.fbank.sample_rate_hz,
+    **config.augment_waveform,
+  )[0]
+
+
+def log_mel(
+  key: jax.Array, waveform: jax.Array, config: ConfigDict
+) -> jax.Array:
+  """Returns the spectrogram [T, F] of one clip, augmented and standardised."""
+  fbank = augment_fbank.augment_fbank(
+    key,
+    features.log_mel_fbank(waveform[None], **config.fbank),
+    low_freq_hz=config.fbank.low_freq_hz,
+    high_freq_hz=config.fbank.high_freq_hz,
+    **config.augment_fbank,
+  )
+  fbank = features.standardize(fbank, **config.spectrogram)[0]
+  # What the encoder makes of it first anyway, in half the memory.
+  return fbank.astype(config.model.encoder.dtype)
+
+
+def keep_ids(key: jax.Array, name: str, config: ConfigDict) -> jax.Array:
+  """Returns the tokens [B, K] that a view keeps of each clip of a batch."""
+  return masking.keep_ids(
+    key,
+    config.batch_size,
     grid=experiment.token_grid(config),
     layout=config.masking.layout,
     **config.masking[name],
   )
-  return fbank, keep_ids

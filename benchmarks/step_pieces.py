@@ -1,5 +1,6 @@
 """The parts of a training step, each to be jitted on its own."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,13 +9,11 @@ import ml_collections
 import optax
 
 from audiomosaic_jax import (
-  augment_fbank,
-  augment_waveform,
   contrastive,
   experiment,
   features,
-  masking,
   sharding,
+  view,
 )
 
 ConfigDict = ml_collections.ConfigDict
@@ -25,36 +24,17 @@ SHOWN_TWICE = "encoder forward"
 def view_functions(
   config: ConfigDict, mesh: jax.sharding.Mesh
 ) -> tuple[Callable, Callable, Callable]:
-  """Returns what makes both views: augment, filter bank, ids to keep.
-
-  Example by example, as in `view.make`.
-  """
-  rate = config.fbank.sample_rate_hz
-
-  def augment_one(key, waveform):
-    waveform = augment_waveform.augment_waveform(
-      key, waveform[None], sample_rate_hz=rate, **config.augment_waveform
-    )
-    return waveform[0]
-
-  def fbank_one(key, waveform):
-    fbank = augment_fbank.augment_fbank(
-      key,
-      features.log_mel_fbank(waveform[None], **config.fbank),
-      low_freq_hz=config.fbank.low_freq_hz,
-      high_freq_hz=config.fbank.high_freq_hz,
-      **config.augment_fbank,
-    )
-    fbank = features.standardize(fbank, **config.spectrogram)[0]
-    return fbank.astype(config.model.encoder.dtype)
+  """Returns what makes both views: augment, filter bank, ids to keep."""
 
   def augmented(keys, pcm):
     waveform = features.pcm_to_float(pcm)
-    change = sharding.map_examples(augment_one, mesh)
+    augment = functools.partial(view.augment, config=config)
+    change = sharding.map_examples(augment, mesh)
     return [change(jax.random.split(k, len(pcm)), waveform) for k in keys]
 
   def fbanks(keys, waveforms):
-    change = sharding.map_examples(fbank_one, mesh)
+    log_mel = functools.partial(view.log_mel, config=config)
+    change = sharding.map_examples(log_mel, mesh)
     return [
       change(jax.random.split(key, len(waveform)), waveform)
       for key, waveform in zip(keys, waveforms, strict=True)
@@ -62,14 +42,8 @@ def view_functions(
 
   def masks(keys):
     return [
-      masking.keep_ids(
-        key,
-        config.batch_size,
-        grid=experiment.token_grid(config),
-        layout=config.masking.layout,
-        **config.masking[view],
-      )
-      for key, view in zip(keys, experiment.VIEWS, strict=True)
+      view.keep_ids(key, name, config)
+      for key, name in zip(keys, experiment.VIEWS, strict=True)
     ]
 
   return augmented, fbanks, masks

@@ -80,28 +80,22 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
   params = jax.eval_shape(init_model, key)["params"]
   tx = optimizer.make_optimizer(params, schedule=schedule, **config.optimizer)
 
-  init = contrastive.jit_init_state(model, tx, config, mesh)
+  init, step = contrastive.jit_init_and_step(model, tx, config, mesh)
   samples = (config.batch_size, config.data.pipeline.clip_samples)
   rows = sharding.batch_sharded(mesh)
   waveform = jax.ShapeDtypeStruct(samples, jnp.int16, sharding=rows)
 
-  def place(leaf, where):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-  state = jax.tree.map(
-    place,
-    jax.eval_shape(init, key),
-    contrastive.place_state(model, tx, config, mesh),
-  )
+  everywhere = sharding.replicated(mesh)
   return Setup(
     model=model,
     tx=tx,
     init=init,
-    step=contrastive.jit_train_step(model, tx, config, mesh),
+    step=step,
     shapes=(
-      state,
+      # With the shardings that `init` gives its results.
+      jax.eval_shape(init, key),
       {"waveform": waveform},
-      place(key, sharding.replicated(mesh)),
+      jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere),
     ),
   )
 

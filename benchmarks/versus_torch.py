@@ -31,7 +31,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from audiomosaic_jax import contrastive, experiment, masking, sharding
+from audiomosaic_jax import contrastive, experiment, sharding, view
 from benchmarks import report, train_step, turns
 
 ConfigDict = ml_collections.ConfigDict
@@ -46,16 +46,8 @@ def keep_ids(config: ConfigDict) -> list[np.ndarray]:
   """Returns ids [B, K] of the tokens that each view keeps, drawn once."""
   keys = jax.random.split(jax.random.key(0))
   return [
-    np.asarray(
-      masking.keep_ids(
-        key,
-        config.batch_size,
-        grid=experiment.token_grid(config),
-        layout=config.masking.layout,
-        **config.masking[view],
-      )
-    )
-    for key, view in zip(keys, experiment.VIEWS, strict=True)
+    np.asarray(view.keep_ids(key, name, config))
+    for key, name in zip(keys, experiment.VIEWS, strict=True)
   ]
 
 

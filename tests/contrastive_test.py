@@ -33,21 +33,20 @@ def build(config, num_devices):
   tx = optimizer.make_optimizer(
     shapes["params"], schedule=lambda step: 1e-3, **config.optimizer
   )
-  init = contrastive.jit_init_state(model, tx, config, mesh)
-  step = contrastive.jit_train_step(model, tx, config, mesh)
+  init, step = contrastive.jit_init_and_step(model, tx, config, mesh)
   return step, init(jax.random.key(0)), sharding.batch_sharded(mesh)
 
 
 def take_steps(config, num_devices, count=1):
-  """Returns (state, metrics, views) after each step on the same clips."""
+  """Returns the first state, and what each step on the same clips returns."""
   step, state, rows = build(config, num_devices)
   batch = {"waveform": jax.device_put(random_batch(config), rows)}
-  taken = []
+  start, taken = state, []
   for _ in range(count):
     # A copy, because the step donates its state.
     state, *rest = step(jax.tree.map(jnp.copy, state), batch, jax.random.key(1))
     taken.append((state, *rest))
-  return taken
+  return start, taken
 
 
 def gradients(state):
@@ -182,7 +181,7 @@ def test_a_step_changes_every_parameter_but_the_frozen_one(steps):
 
 
 def test_a_few_clips_at_a_time_give_the_gradients_of_the_whole_batch(steps):
-  ((state, metrics, _),) = take_steps(tiny_config(micro_batch_size=4), 2)
+  _, ((state, metrics, _),) = take_steps(tiny_config(micro_batch_size=4), 2)
   _, whole, whole_metrics = steps[1]
   np.testing.assert_allclose(metrics["loss"], whole_metrics["loss"], rtol=2e-6)
   assert_same_gradients(state, whole, rtol=2e-5)
@@ -237,7 +236,7 @@ def test_a_micro_batch_that_does_not_divide_names_one_that_does():
 
 def test_a_blockwise_step_is_the_dense_one(steps):
   config = tiny_config(**{"loss.dense_below": 0, "loss.block_size": 5})
-  ((state, metrics, _),) = take_steps(config, 8)
+  _, ((state, metrics, _),) = take_steps(config, 8)
   for name, value in steps[1][2].items():
     np.testing.assert_allclose(metrics[name], value, rtol=2e-5)
   assert_same_gradients(state, steps[1][1], rtol=2e-5)
@@ -251,8 +250,7 @@ def test_an_unknown_loss_is_refused_by_name():
 
 def test_the_sigmoid_loss_learns_its_temperature_and_bias():
   config = tiny_config("smoke,loss=sigmoid")
-  _, before, _ = build(config, 1)
-  ((state, metrics, _),) = take_steps(config, 1)
+  before, ((state, metrics, _),) = take_steps(config, 1)
   for name in ("logit_scale", "logit_bias"):
     assert state.params[name] != before.params[name]
   # All pairs start as negatives: each anchor pays for its positive.
@@ -265,8 +263,7 @@ def queue_config(momentum):
 
 def test_the_queue_holds_the_projections_of_the_last_steps_as_negatives():
   config = queue_config(0.0)
-  _, start, _ = build(config, 1)
-  ((state, metrics, views),) = take_steps(config, 1)
+  start, ((state, metrics, views),) = take_steps(config, 1)
   rows = start.memory["rows"]
   expected = np.concatenate([*views["z"], rows[:8]])
   np.testing.assert_array_equal(state.memory["rows"], expected)
@@ -288,8 +285,7 @@ def test_the_queue_holds_the_projections_of_the_last_steps_as_negatives():
 
 def test_the_slow_encoder_follows_the_trained_one_on_all_devices():
   config = queue_config(0.75)
-  _, start, _ = build(config, 8)
-  (once, _, views), (twice, _, _) = take_steps(config, 8, count=2)
+  start, ((once, _, views), (twice, _, _)) = take_steps(config, 8, count=2)
   # The first step starts from equal encoders: the queue gets the same rows.
   rows = once.memory["rows"]
   assert rows.sharding.is_fully_replicated
@@ -315,7 +311,7 @@ def test_a_split_state_takes_the_same_step_and_every_device_keeps_its_part(
   steps,
 ):
   config = tiny_config(split_state=True)
-  ((state, metrics, _),) = take_steps(config, 8)
+  _, ((state, metrics, _),) = take_steps(config, 8)
   for name, value in steps[1][2].items():
     np.testing.assert_allclose(metrics[name], value, rtol=2e-5)
   assert_same_gradients(state, steps[1][1], rtol=2e-5)

@@ -329,7 +329,7 @@ class Refuse(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Refuse())
 from audiomosaic_jax.data import datasets, pipeline
-from audiomosaic_jax.data import prepare, prepare_beam, prepare_output
+from audiomosaic_jax.data import beam, prepare, prepare_output
 source = datasets.guard(
   datasets.make_dataset("demo", "pretrain", sample_rate_hz=16_000),
   cache_bytes=0, max_bad_fraction=0.0, report_path=None)

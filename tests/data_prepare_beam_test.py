@@ -8,13 +8,12 @@ import fake_bucket
 import pytest
 from prepared import (
   RATE_HZ,
-  open_job,
   open_paths,
   prepare,
   write_folder,
 )
 
-from audiomosaic_jax.data import prepare_beam
+from audiomosaic_jax.data import beam
 
 
 def prepare_command(*arguments):
@@ -63,14 +62,12 @@ def test_apache_beam_writes_the_same_shards(whole, tmp_path):
   assert files_of(output) == files_of(expected)
 
 
-def test_without_apache_beam_the_extra_is_named(whole, tmp_path, monkeypatch):
-  folder, _ = whole
-  job = open_job(tmp_path / "out", open_paths(folder))
+def test_without_apache_beam_the_extra_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, "apache_beam", None)
   with pytest.raises(
     ImportError, match=r"--runner=Any .*audiomosaic-jax\[beam"
   ):
-    prepare_beam.run(job, "Any", [])
+    beam.run_shards([0], print, "Any", [])
 
 
 def test_a_bucket_is_written_and_read_like_a_folder(whole):

@@ -182,19 +182,21 @@ def test_a_batch_of_one_clip_is_refused():
     _loss(jnp.ones((1, 4)), jnp.ones((1, 4)))
 
 
-def test_the_sigmoid_loss_is_the_mean_over_anchors_of_every_pairs_own_loss():
+def _queued():
+  """Six clips and three more negatives, and the cosines of their 12 anchors."""
   z_time, z_freq = _batch(6, 4)
   queue = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
-  loss, aux = losses.sigmoid_pairs(
-    z_time,
-    z_freq,
-    logit_scale=5.0,
-    logit_bias=-2.0,
-    negatives=jnp.asarray(queue),
-  )
   u = np.concatenate([z_time, z_freq, queue]).astype(np.float64)
   u /= np.linalg.norm(u, axis=1, keepdims=True)
-  logits = 5 * u[:12] @ u.T - 2
+  return (z_time, z_freq, jnp.asarray(queue)), u[:12] @ u.T
+
+
+def test_the_sigmoid_loss_is_the_mean_over_anchors_of_every_pairs_own_loss():
+  (z_time, z_freq, queue), cosines = _queued()
+  loss, aux = losses.sigmoid_pairs(
+    z_time, z_freq, logit_scale=5.0, logit_bias=-2.0, negatives=queue
+  )
+  logits = 5 * cosines - 2
   positive = np.arange(12)[:, None] == np.roll(np.arange(12), 6)
   expected = np.where(
     np.pad(positive, ((0, 0), (0, 3))),
@@ -207,18 +209,11 @@ def test_the_sigmoid_loss_is_the_mean_over_anchors_of_every_pairs_own_loss():
 
 
 def test_further_negatives_join_the_denominator():
-  z_time, z_freq = _batch(6, 4)
-  queue = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
+  (z_time, z_freq, queue), cosines = _queued()
   loss, _ = losses.nt_xent(
-    z_time,
-    z_freq,
-    logit_scale=5.0,
-    logit_bias=0.0,
-    negatives=jnp.asarray(queue),
+    z_time, z_freq, logit_scale=5.0, logit_bias=0.0, negatives=queue
   )
-  u = np.concatenate([z_time, z_freq, queue]).astype(np.float64)
-  u /= np.linalg.norm(u, axis=1, keepdims=True)
-  logits = 5 * u[:12] @ u.T
+  logits = 5 * cosines
   logits[np.arange(12), np.arange(12)] = -np.inf
   positive = logits[np.arange(12), np.roll(np.arange(12), 6)]
   expected = np.log(np.exp(logits).sum(1)) - positive

@@ -67,7 +67,6 @@ class Job:
     environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
       "JAX_NUM_CPU_DEVICES": str(2 // num_processes),
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
     if num_processes > 1:
       with socket.socket() as free:

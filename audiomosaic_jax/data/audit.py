@@ -29,6 +29,7 @@ than data_dir are given with --set, which may be repeated:
 
 import csv
 import inspect
+import io
 import json
 import os
 import pathlib
@@ -36,13 +37,11 @@ from collections.abc import Mapping, Sequence
 
 from absl import app, flags, logging
 
-from audiomosaic_jax.data import audit_report, datasets, sampling, scan
+from audiomosaic_jax.data import audit_report, datasets, sampling, scan, storage
 from audiomosaic_jax.data.sources import Source
 
 FLAGS = flags.FLAGS
 
-# Names of files need not be text; they are written as the bytes they are.
-NAME_ERRORS = "surrogateescape"
 
 # What is audited without --split: what is trained on and tested with, so that
 # clips that two of them share are noticed.
@@ -220,17 +219,19 @@ def audit(
     report["splits"][name] = summary
     file_name = name.replace("/", "_")
     ids = [clip.id for clip in scans[name] if clip.status == scan.OK]
-    write(output / f"ids.{file_name}.txt", scan.ids_text(ids))
+    storage.write_text(output / f"ids.{file_name}.txt", scan.ids_text(ids))
     if weights is not None:
       path = output / f"weights.{file_name}.csv"
-      sampling.write_weights(_temporary(path), source.ids, weights)
-      os.replace(_temporary(path), path)
+      temporary = storage.temporary_path(path)
+      sampling.write_weights(temporary, source.ids, weights)
+      temporary.replace(path)
   if not scans:
     raise failures[0]
   report["shared"] = audit_report.shared_clips(scans)
   write_clips(output / "clips.csv", scans)
-  write(output / "report.md", audit_report.markdown(report))
-  write(output / "report.json", json.dumps(report, indent=2) + "\n")
+  storage.write_text(output / "report.md", audit_report.markdown(report))
+  text = json.dumps(report, indent=2) + "\n"
+  storage.write_text(output / "report.json", text)
   return report
 
 
@@ -238,24 +239,12 @@ def write_clips(
   path: pathlib.Path, scans: Mapping[str, Sequence[scan.ClipScan]]
 ) -> None:
   """Writes a line for every clip of every split."""
-  with open(
-    _temporary(path), "w", newline="", encoding="utf-8", errors=NAME_ERRORS
-  ) as file:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["split", *scan.ClipScan._fields])
-    for split, clips in scans.items():
-      writer.writerows([split, *clip] for clip in clips)
-  os.replace(_temporary(path), path)
-
-
-def write(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is complete whenever it is there."""
-  _temporary(path).write_text(text, encoding="utf-8", errors=NAME_ERRORS)
-  os.replace(_temporary(path), path)
-
-
-def _temporary(path: pathlib.Path) -> pathlib.Path:
-  return path.with_name(f".{path.name}.{os.getpid()}")
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator="\n")
+  writer.writerow(["split", *scan.ClipScan._fields])
+  for split, clips in scans.items():
+    writer.writerows([split, *clip] for clip in clips)
+  storage.write_text(path, file.getvalue())
 
 
 def main(argv: list[str]) -> None:

@@ -41,12 +41,18 @@ install 'audiomosaic-jax[beam]'). --output may be a bucket, gs://bucket/folder,
 and so may a folder in --input or --root (pip install gcsfs).
 """
 
+import functools
 import os
 
 from absl import app, flags, logging
 from etils import epath
 
-from audiomosaic_jax.data import prepare_clips, prepare_inputs, prepare_job
+from audiomosaic_jax.data import (
+  beam,
+  prepare_clips,
+  prepare_inputs,
+  prepare_job,
+)
 
 FLAGS = flags.FLAGS
 
@@ -103,9 +109,8 @@ def run(runner_options: list[str]) -> dict:
   from audiomosaic_jax.data import prepare_output, prepare_shards
 
   if FLAGS.runner:
-    from audiomosaic_jax.data import prepare_beam
-
-    prepare_beam.run(job, FLAGS.runner, runner_options)
+    write = functools.partial(prepare_shards.write_shard, os.fspath(job.folder))
+    beam.run_shards(job.missing(), write, FLAGS.runner, runner_options)
   else:
     prepare_shards.write_here(job, FLAGS.num_workers)
   statistics = prepare_output.finish(job, inputs.missing)

@@ -16,7 +16,6 @@ import io
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ import numpy as np
 import soundfile
 from etils import epath
 
-from audiomosaic_jax.data import audit
+from audiomosaic_jax.data import storage
 from audiomosaic_jax.data.prepare_clips import Clip, Inputs
 
 FORMATS = ("flac", "int16")
@@ -156,7 +155,7 @@ def notes(folder: epath.Path) -> epath.Path:
 
 def _names(folder: epath.Path) -> set[str]:
   """Returns the names of the files of a job, and others in its folders."""
-  if not is_remote(folder):
+  if not storage.is_remote(folder):
     folders = [f for f in (folder, notes(folder)) if f.exists()]
     return {path.name for f in folders for path in f.iterdir()}
   # A client of its own, as that of epath would keep the list, and not know of
@@ -209,11 +208,11 @@ def open_job(folder: epath.Path, inputs: Inputs, settings: Settings) -> Job:
       f"{folder} has a data set that no job of this command is known of; "
       "delete it or choose another --output"
     )
-  if not is_remote(folder):  # In a bucket, folders are but names.
+  if not storage.is_remote(folder):  # In a bucket, folders are but names.
     notes(folder).mkdir(parents=True, exist_ok=True)
-  write_text(notes(folder) / "clips.jsonl", text)
+  storage.write_text(notes(folder) / "clips.jsonl", text)
   # Last, as it says that the list is complete.
-  write_text(path, json.dumps(about, indent=1) + "\n")
+  storage.write_text(path, json.dumps(about, indent=1) + "\n")
   return Job(folder, about)
 
 
@@ -278,24 +277,3 @@ def _seconds(clip: Clip) -> float | None:
     ).duration
   except (OSError, ValueError, RuntimeError):
     return None
-
-
-def temporary_path(path: epath.Path) -> epath.Path:
-  """Returns a name beside a file that no other process writes to."""
-  return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-
-
-def write_text(path: epath.Path, text: str) -> None:
-  """Writes a file that is complete whenever it is there, in any storage."""
-  content = text.encode(errors=audit.NAME_ERRORS)
-  if is_remote(path):
-    path.write_bytes(content)  # An object appears when it is complete.
-    return
-  temporary = temporary_path(path)
-  temporary.write_bytes(content)
-  temporary.replace(path)
-
-
-def is_remote(path: epath.PathLike) -> bool:
-  """Returns whether a path is of a bucket, such as gs://bucket/folder."""
-  return "://" in os.fspath(path)

@@ -13,6 +13,7 @@ from audiomosaic_jax.data import (
   prepare_job,
   prepare_shards,
   scan,
+  storage,
 )
 from audiomosaic_jax.data.prepare_job import Job, Shard
 
@@ -53,7 +54,7 @@ def finish(job: Job, missing: Mapping[str, Sequence[str]]) -> dict:
     infos.append(_split_info(job, split, reports))
   write_ledger(job, ledger)
   text = json.dumps(statistics, indent=2) + "\n"
-  prepare_job.write_text(job.folder / "statistics.json", text)
+  storage.write_text(job.folder / "statistics.json", text)
   for split, summary in statistics.items():
     if not summary["usable"]:
       raise ValueError(
@@ -104,7 +105,7 @@ def write_ledger(job: Job, rows: Sequence[Sequence[str]]) -> None:
   writer = csv.writer(file, lineterminator="\n")
   writer.writerow(["clip", "split", "status", "reason"])
   writer.writerows(sorted(rows, key=lambda row: (row[1], row[0])))
-  prepare_job.write_text(job.folder / "ledger.csv", file.getvalue())
+  storage.write_text(job.folder / "ledger.csv", file.getvalue())
 
 
 def _split_info(
@@ -146,7 +147,7 @@ def _write_metadata(job: Job, infos: Sequence[tfds.core.SplitInfo]) -> None:
 
 def _remove_leftovers(job: Job) -> None:
   """Removes what was being written when an earlier run was killed."""
-  if not prepare_job.is_remote(job.folder):
+  if not storage.is_remote(job.folder):
     for folder in (job.folder, prepare_job.notes(job.folder)):
       for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)

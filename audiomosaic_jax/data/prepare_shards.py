@@ -24,7 +24,7 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from audiomosaic_jax.data import prepare_job, scan, sources
+from audiomosaic_jax.data import prepare_job, scan, sources, storage
 from audiomosaic_jax.data.audio_io import float_to_pcm16
 from audiomosaic_jax.data.prepare_clips import Clip
 from audiomosaic_jax.data.prepare_job import Job, Shard
@@ -125,19 +125,19 @@ def write_shard(folder: str | os.PathLike, index: int) -> int:
   shard = job.shards[index]
   path = job.records(shard)
   with tempfile.TemporaryDirectory() as scratch:
-    temporary = prepare_job.temporary_path(path)
-    if prepare_job.is_remote(path):
+    temporary = storage.temporary_path(path)
+    if storage.is_remote(path):
       temporary = epath.Path(scratch) / path.name
     # The processes are as many as the cores already.
     with threadpoolctl.threadpool_limits(1):
       report = _write_records(job, shard, temporary)
     report["bytes"] = temporary.stat().length
-    if prepare_job.is_remote(path):
+    if storage.is_remote(path):
       with temporary.open("rb") as file, path.open("wb") as target:
         shutil.copyfileobj(file, target, 1 << 24)
     else:
       temporary.replace(path)
-  prepare_job.write_text(job.report(shard), json.dumps(report) + "\n")
+  storage.write_text(job.report(shard), json.dumps(report) + "\n")
   return shard.num_clips
 
 

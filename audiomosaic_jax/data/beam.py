@@ -1,22 +1,24 @@
-"""The shards of a job of preparing audio as an Apache Beam pipeline.
+"""Shards of a job on Apache Beam, whose workers each do some of them.
 
-Workers need this package and must see the clips and the output under the same
-paths: in a bucket, or on a network file system.
+Workers need this package and must see what a job reads and writes under the
+same paths: in a bucket, or on a network file system.
 """
 
-import functools
-import os
-from collections.abc import Sequence
-
-from audiomosaic_jax.data import prepare_shards
-from audiomosaic_jax.data.prepare_job import Job
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
-def run(job: Job, runner: str, runner_options: Sequence[str]) -> None:
-  """Writes the shards that are missing, and returns when all are there.
+def run_shards(
+  shards: Sequence[int],
+  work: Callable[[int], Any],
+  runner: str,
+  runner_options: Sequence[str],
+) -> None:
+  """Does the work of every shard, and returns when all is done.
 
   Args:
-    job: what to write.
+    shards: their numbers.
+    work: of a number; it is pickled, so it should hold paths and no data.
     runner: name of a runner of Beam.
     runner_options: its own options, such as --direct_num_workers=4.
 
@@ -34,12 +36,11 @@ def run(job: Job, runner: str, runner_options: Sequence[str]) -> None:
   options = pipeline_options.PipelineOptions(
     [f"--runner={runner}", *runner_options], save_main_session=False
   )
-  write = functools.partial(prepare_shards.write_shard, os.fspath(job.folder))
   with beam.Pipeline(options=options) as pipeline:
     _ = (
       pipeline
-      | beam.Create(job.missing())
+      | beam.Create(shards)
       # Or the runner fuses the steps, and one worker gets all.
       | beam.Reshuffle()
-      | beam.Map(write)
+      | beam.Map(work)
     )
