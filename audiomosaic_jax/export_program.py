@@ -48,10 +48,10 @@ def make_program(
   Reference: `Encoder.embed_batch`, tested to 5e-6 with `fft_log_mel`.
   """
   config, names = encoder.config, output_names(encoder)
-  # A scan in steps of several blocks is more than jax2onnx knows.
-  model = encoder.model.clone(
-    projector=None, encoder=encoder.model.encoder.clone(scan_unroll=1)
-  )
+  # A scan in steps of several blocks is more than jax2onnx knows, and a kernel
+  # of cuDNN runs on one kind of machine.
+  plain = encoder.model.encoder.clone(scan_unroll=1, attention="xla")
+  model = encoder.model.clone(projector=None, encoder=plain)
   length, size = config.spectrogram.num_frames, config.model.encoder.patch_size
   mean, std = config.spectrogram.mean, config.spectrogram.std
   columns = length // size

@@ -225,4 +225,4 @@ def _describe(source: Source, index: int) -> list:
 # What is learned from features, or read from them, and not in them.
 NOT_FEATURES = ("layer", "num_queries", "num_prototypes")
 # How the encoder is trained or laid out in memory.
-NOT_VALUES = ("drop_path", "remat", "scan_unroll", "pos_layout")
+NOT_VALUES = ("drop_path", "attention", "remat", "scan_unroll", "pos_layout")

@@ -163,6 +163,7 @@ def vit(size: str) -> ConfigDict:
       "pos_layout": "paper",
       "class_token": True,
       "final_norm": False,
+      "attention": "xla",
       "remat": "dots",
       "scan_unroll": 1,
       "dtype": "bfloat16",

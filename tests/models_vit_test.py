@@ -1,4 +1,5 @@
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -365,6 +366,30 @@ def test_eight_devices_equal_one_without_moving_tokens():
 
 
 @pytest.mark.parametrize(
+  ("backend", "capability", "dtype", "width", "masked", "kernel"),
+  [
+    ("gpu", "9.0", "bfloat16", 64, False, "cudnn"),
+    ("gpu", "8.0", "float16", 64, False, "cudnn"),
+    ("gpu", "7.5", "bfloat16", 64, False, "xla"),
+    ("gpu", "9.0", "float32", 64, False, "xla"),
+    ("gpu", "9.0", "bfloat16", 20, False, "xla"),
+    ("gpu", "9.0", "bfloat16", 64, True, "xla"),
+    ("cpu", "9.0", "bfloat16", 64, False, "xla"),
+    ("tpu", "9.0", "bfloat16", 64, False, "xla"),
+  ],
+)
+def test_auto_takes_the_fused_kernel_only_where_it_does_the_same(
+  monkeypatch, backend, capability, dtype, width, masked, kernel
+):
+  device = types.SimpleNamespace(compute_capability=capability)
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  monkeypatch.setattr(jax, "local_devices", lambda: [device])
+  q = jnp.zeros((2, 5, 3, width), dtype)
+  assert vit.attention_kernel("auto", q, masked=masked) == kernel
+  assert vit.attention_kernel("xla", q, masked=masked) == "xla"
+
+
+@pytest.mark.parametrize(
   ("changes", "message"),
   [
     ({"grid": (8, 2)}, r"\(64, 32\).*grid \(8, 2\).*\(128, 32\)"),
@@ -374,6 +399,7 @@ def test_eight_devices_equal_one_without_moving_tokens():
     ({"num_heads": 5}, "width 32 is not divisible by num_heads 5"),
     ({"norm": "batchnorm"}, "norm 'batchnorm' is unknown.*'rmsnorm'"),
     ({"activation": "relu"}, "activation 'relu' is unknown.*'silu'"),
+    ({"attention": "flash"}, "attention 'flash' is unknown.*'auto'"),
     ({"remat": "all"}, "remat 'all' is unknown.*'dots'"),
   ],
 )

@@ -42,6 +42,7 @@ class Reference:
         "pos_layout": "released",
         "class_token": True,
         "final_norm": not c["use_fc_norm"],
+        "attention": "xla",
         "remat": "dots",
         "scan_unroll": 1,
         "dtype": "float32",

@@ -16,6 +16,7 @@ TINY_VIT = {
   "pos_layout": "paper",
   "class_token": True,
   "final_norm": False,
+  "attention": "auto",
   "remat": "none",
   "scan_unroll": 1,
   "dtype": "float32",
