@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from audiomosaic_jax import peft_adapters
+from audiomosaic_jax.language import peft_adapters
 from audiomosaic_jax.models import lora
 from audiomosaic_jax.models.llama import TARGETS, abstract_params
 from tests import tiny_llama

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from audiomosaic_jax import llama_weights, sharding, weight_files
+from audiomosaic_jax import sharding, weight_files
+from audiomosaic_jax.language import llama_weights
 from audiomosaic_jax.models import llama_config
 from audiomosaic_jax.models.llama import Llama, abstract_params
 

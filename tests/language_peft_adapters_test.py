@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from audiomosaic_jax import peft_adapters, weight_files
+from audiomosaic_jax import weight_files
+from audiomosaic_jax.language import peft_adapters
 from tests import tiny_llama
 from tests.models_lora_test import stored
 

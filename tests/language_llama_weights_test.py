@@ -10,13 +10,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from audiomosaic_jax import (
-  generate,
-  llama_weights,
-  sharding,
-  torch_files,
-  weight_files,
-)
+from audiomosaic_jax import sharding, torch_files, weight_files
+from audiomosaic_jax.language import generate, llama_weights
 from audiomosaic_jax.models import lora
 from tests import tiny_llama
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiomosaic_jax import generate
+from audiomosaic_jax.language import generate
 from tests import tiny_llama
 
 FOLDERS = pytest.mark.parametrize("name", tiny_llama.FOLDERS)

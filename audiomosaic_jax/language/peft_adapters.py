@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from audiomosaic_jax import files, llama_weights, torch_files, weight_files
+from audiomosaic_jax import files, torch_files, weight_files
+from audiomosaic_jax.language import llama_weights
 from audiomosaic_jax.models import lora
 from audiomosaic_jax.models.llama import TARGETS, Llama, abstract_params
 from audiomosaic_jax.weight_files import Tensor

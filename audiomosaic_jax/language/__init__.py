@@ -1,0 +1,1 @@
+"""The decoder that answers: its files, its words, its evaluation."""
