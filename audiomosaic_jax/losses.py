@@ -1,4 +1,4 @@
-"""Training objectives: contrastive between two views, and supervised.
+"""Training objectives: contrastive, supervised, and of the next token.
 
 Every loss here is written for the global batch. Under `jax.jit` with sharded
 inputs the compiler adds the communication, so one device and many devices give
@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, Float, Int, ScalarLike
 
 MIN_NORM = 1e-12
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 1.0
+# The label of a token that no loss is computed of.
+IGNORED = -100
 
 
 def nt_xent(
@@ -100,6 +102,31 @@ def sigmoid_pairs(
     return sum(jnp.sum(jax.nn.softplus(piece), axis=1) for piece in pieces)
 
   return _contrast(reduce, z_time, z_freq, logit_scale, logit_bias, negatives)
+
+
+def next_token(
+  logits: Float[Array, "B N V"], labels: Int[Array, "B N"]
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+  """Cross-entropy of every token given those before it, as sum and count.
+
+  The mean over a batch is the one divided by the other; over several batches,
+  as of an accumulated gradient, the sums of both.
+
+  Args:
+    logits: after every token.
+    labels: the tokens; IGNORED ones are not counted, nor is the first.
+
+  Returns:
+    (sum of -log p, number of counted tokens).
+
+  Reference: transformers, whose mean over one batch is equal to 1e-5.
+  """
+  following = labels[:, 1:]
+  counted = following != IGNORED
+  scores = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
+  chosen = jnp.where(counted, following, 0)[:, :, None]
+  found = jnp.take_along_axis(scores, chosen, axis=-1)[:, :, 0]
+  return -jnp.sum(found, where=counted), counted.sum()
 
 
 def inverse_temperature(log_scale: Float[Array, ""]) -> Float[Array, ""]:
