@@ -77,7 +77,7 @@ def write_summary(config: ConfigDict, workdir: pathlib.Path) -> dict:
   files.write_text(workdir / "results.json", json_text(summary))
   shown = [_table(config, rows), *_calibration_tables(config, rows)]
   note = summary["selection_note"]
-  text = "\n\n".join([*map(markdown, shown), note])
+  text = "\n\n".join([*map(tables.markdown, shown), note])
   files.write_text(workdir / "results.md", f"{text}\n")
   _write_predictions(workdir / "predictions.csv", pooled, class_names)
   for table in shown:
@@ -271,13 +271,6 @@ def cell(metric: str, value: Mapping) -> str:
   if "low" in value:
     text += f" [{scale * value['low']:.2f}, {scale * value['high']:.2f}]"
   return text
-
-
-def markdown(table: Table) -> str:
-  """Returns a table as Markdown, its caption above."""
-  lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-  body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-  return f"{table.caption}\n\n{body}"
 
 
 def _figures(config, rows, pooled, class_names) -> dict:

@@ -137,21 +137,59 @@ def load(
   """
   if run is None:
     return {}
+  wanted = {"encoder": abstract["encoder"]}
+  if _shares_fc_norm(abstract, config, run):
+    wanted["fc_norm"] = abstract["fc_norm"]
+  return _read(wanted, config, run, seed_index)
+
+
+def load_encoder(
+  abstract: Params, config: ConfigDict, run: Run | None, seed_index: int
+) -> Params:
+  """Reads an encoder whose output is normalised, as a language model's is.
+
+  Pretraining normalises after its pooling instead: that norm becomes the last
+  one of the encoder, as in the published code.
+
+  Args:
+    abstract: parameters of the encoder with its final norm, shapes only.
+    config: as of `load`.
+    run: as of `load`; None gives nothing.
+    seed_index: as of `load`.
+
+  Raises:
+    ValueError: as `load`.
+  """
+  if run is None:
+    return {}
+  if run.config.model.encoder.final_norm:
+    return _read({"encoder": abstract}, config, run, seed_index)["encoder"]
+  rest = dict(abstract)
+  wanted = {"fc_norm": rest.pop("norm"), "encoder": rest}
+  if not run.config.model.use_fc_norm:
+    del wanted["fc_norm"]
+  read = _read(wanted, config, run, seed_index)
+  norm = {"norm": read["fc_norm"]} if "fc_norm" in read else {}
+  return {**read["encoder"], **norm}
+
+
+def _read(
+  wanted: Params, config: ConfigDict, run: Run, seed_index: int
+) -> Params:
+  """Reads parameters of a run, its positions fitted to the new grid."""
   old_grid = masking.grid_shape(
     run.config.spectrogram.num_frames,
     run.config.fbank.num_mel_bins,
     run.config.model.encoder.patch_size,
   )
   new_grid = experiment.token_grid(config)
-  encoder = dict(abstract["encoder"])
+  encoder = dict(wanted["encoder"])
   extra = int(config.model.encoder.class_token)
   encoder["pos_embed"] = jax.ShapeDtypeStruct(
     (1, old_grid[0] * old_grid[1] + extra, config.model.encoder.width),
     encoder["pos_embed"].dtype,
   )
-  wanted = {"encoder": encoder}
-  if _shares_fc_norm(abstract, config, run):
-    wanted["fc_norm"] = abstract["fc_norm"]
+  wanted = {**wanted, "encoder": encoder}
   folder = run.folders[seed_index % len(run.folders)]
   params = checkpoint.load_params(folder, {"params": wanted})["params"]
   if old_grid != new_grid:

@@ -26,6 +26,7 @@ MODES = {
   "pretrain": "audiomosaic_jax.pretrain",
   "evaluate": "audiomosaic_jax.evaluate",
   "finetune": "audiomosaic_jax.finetune",
+  "instruct": "audiomosaic_jax.instruct",
 }
 
 CONFIG = config_flags.DEFINE_config_file(

@@ -175,7 +175,7 @@ def write(
   text = comparison.json_text(summary | {"results": rows})
   files.write_text(folder / f"{name}.json", text)
   table = degradation_table(trained, rows)
-  files.write_text(folder / f"{name}.md", comparison.markdown(table) + "\n")
+  files.write_text(folder / f"{name}.md", tables.markdown(table) + "\n")
   print(tables.table_text(table), flush=True)
   metric = trained.evaluation.metrics[0]
   page = report.write_report(

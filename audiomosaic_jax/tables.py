@@ -52,6 +52,13 @@ def table_text(table: Table) -> str:
   return "\n".join([table.caption, lines[0], rule, *lines[1:]])
 
 
+def markdown(table: Table) -> str:
+  """Returns a table as Markdown, its caption above."""
+  lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+  body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+  return f"{table.caption}\n\n{body}"
+
+
 def mean_and_std(values: Sequence[Number]) -> str:
   """Returns "0.531 ± 0.012"; a single value has no spread to show."""
   mean = f"{statistics.fmean(values):.3f}"

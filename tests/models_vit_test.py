@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_vit import TINY_VIT
 
 from audiomosaic_jax import masking, torch_params
-from audiomosaic_jax.models import vit
+from audiomosaic_jax.models import kernels, vit
 from configs import common
 
 ENCODERS = ("encoder_a", "encoder_b", "encoder_c", "encoder_d")
@@ -385,8 +385,8 @@ def test_auto_takes_the_fused_kernel_only_where_it_does_the_same(
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   monkeypatch.setattr(jax, "local_devices", lambda: [device])
   q = jnp.zeros((2, 5, 3, width), dtype)
-  assert vit.attention_kernel("auto", q, masked=masked) == kernel
-  assert vit.attention_kernel("xla", q, masked=masked) == "xla"
+  assert kernels.choose("auto", q, masked=masked) == kernel
+  assert kernels.choose("xla", q, masked=masked) == "xla"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from audiomosaic_jax.models.kernels import KERNELS, attend
 from audiomosaic_jax.models.positions import sincos_table
 
 # timm truncates its normal at +-2, which is 100 standard deviations.
@@ -93,62 +94,8 @@ class Attention(nn.Module):
     if self.qk_norm:
       q = NORMS[self.norm](dtype=self.dtype, name="q_norm")(q)
       k = NORMS[self.norm](dtype=self.dtype, name="k_norm")(k)
-    mask = None if valid is None else valid[:, None, None, :]
-    if attention_kernel(self.kernel, q, masked=mask is not None) == "cudnn":
-      x = cudnn_attention(q, k, v)
-    else:
-      x = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
-    x = x.reshape(batch, length, width)
+    x = attend(q, k, v, valid, self.kernel).reshape(batch, length, width)
     return _dense(width, self.proj_bias, self.dtype, "proj")(x)
-
-
-def cudnn_attention(
-  q: Float[Array, "B N H C"],
-  k: Float[Array, "B N H C"],
-  v: Float[Array, "B N H C"],
-) -> Float[Array, "B N H C"]:
-  """Returns the attention of all tokens to all, by cuDNN's fused kernel.
-
-  JAX gives it gradients for even lengths only, so an odd length is padded by
-  a token that nobody attends to.
-  """
-  length = q.shape[1]
-  if length % 2 == 0:
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-  q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-  # Of q, because JAX 0.10 cannot map over examples with a constant here.
-  lengths = 0 * q[:, 0, 0, 0].astype(jnp.int32) + length
-  return jax.nn.dot_product_attention(
-    q,
-    k,
-    v,
-    query_seq_lengths=lengths,
-    key_value_seq_lengths=lengths,
-    implementation="cudnn",
-  )[:, :length]
-
-
-def attention_kernel(name: str, q: jax.Array, *, masked: bool) -> str:
-  """Returns the implementation of `jax.nn.dot_product_attention` to use.
-
-  Args:
-    name: one of ATTENTION. "auto" is "cudnn" where cuDNN's fused kernel does
-      the same: on NVIDIA GPUs since Ampere, in half precision, without a mask.
-    q: queries [B, N, H, C].
-    masked: some keys are left out.
-  """
-  if name != "auto":
-    return name
-  fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
-  return "cudnn" if fits and not masked and _has_cudnn_kernel() else "xla"
-
-
-def _has_cudnn_kernel() -> bool:
-  """Whether the GPUs, if that is what programs run on, know the kernel."""
-  if jax.default_backend() != "gpu":
-    return False
-  version = getattr(jax.local_devices()[0], "compute_capability", "0.0")
-  return float(version) >= CUDNN_CAPABILITY
 
 
 class Mlp(nn.Module):
@@ -239,7 +186,7 @@ class ViT(nn.Module):
     pos_layout: grid of that table, "paper" (time, freq) or "released".
     class_token: prepend a learned token with a position of its own.
     final_norm: normalise the output tokens.
-    attention: the kernel, a name in ATTENTION; see `attention_kernel`.
+    attention: the kernel, a name in KERNELS; see `models.kernels`.
     remat: what the backward pass recomputes, a name in REMAT.
     scan_unroll: blocks per step of the scan.
     dtype: of matrix products and the residual stream.
@@ -382,7 +329,7 @@ class ViT(nn.Module):
     for name, known in (
       ("norm", NORMS),
       ("activation", ACTIVATIONS),
-      ("attention", ATTENTION),
+      ("attention", KERNELS),
       ("remat", REMAT),
       ("pos_embed", ("learnable", "fixed")),
       ("pos_layout", ("paper", "released")),
@@ -411,10 +358,6 @@ ACTIVATIONS = {
   "gelu": functools.partial(nn.gelu, approximate=False),
   "silu": nn.silu,
 }
-
-ATTENTION = ("auto", "xla", "cudnn")
-# The least compute capability, that of Ampere.
-CUDNN_CAPABILITY = 8.0
 
 # A scan already keeps XLA from merging the recomputation away.
 REMAT = {
