@@ -355,7 +355,7 @@ def start(
   source: encoder_source.Run | None,
   workdir: pathlib.Path,
 ) -> Params:
-  """Returns the parameters that a stage starts from.
+  """Returns the parameters that a stage starts from, on the host.
 
   Raises:
     FileNotFoundError: the stage before is not finished.
@@ -364,13 +364,14 @@ def start(
   before = stages.before(config, name)
   only = len(config.stages.order) == 1
   if before is None or (only and config.init.weights):
-    return build.init_own(model, config, source, jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    return jax.device_get(build.init_own(model, config, source, key))
   if not stages.read_record(workdir / before):
     raise FileNotFoundError(
       f"{workdir / before} is not finished, which {name} starts from; run "
       f"{before} first, or give init.weights to start from"
     )
-  return build.load_own(model, config, workdir / before)
+  return jax.device_get(build.load_own(model, config, workdir / before))
 
 
 def check(config: ConfigDict) -> None:

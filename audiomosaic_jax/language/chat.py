@@ -71,9 +71,10 @@ class Chat:
     """
     self.config, self.tokenizer = config, held.tokenizer
     self.model: AudioLM = build.build_model(config, held.llama)
+    self._everywhere = sharding.replicated(mesh)
+    own = jax.device_put(own, self._everywhere)
     llama = partition.join(own["llama"], held.params)
     self.params = {**own, "llama": llama}
-    self._everywhere = sharding.replicated(mesh)
     # Of few clips: one device is enough.
     one = sharding.make_mesh(jax.local_devices()[:1])
     self._spectrogram = jax.jit(build.make_spectrogram(config, one))
