@@ -190,7 +190,7 @@ def full(variant: str) -> ConfigDict:
 
 
 def evaluation() -> ConfigDict:
-  """The closed-ended sets; those without a folder are left out."""
+  """Sets of closed questions and of captions; those not there are left out."""
   missing = {"data_dir": "", "max_missing_fraction": 0.3}
   table = {"name": "task", "data_dir": ""}
   sets = {
@@ -207,6 +207,16 @@ def evaluation() -> ConfigDict:
   return ConfigDict(
     {
       "sets": {**sets, "order": tuple(sets)},
+      "captions": {
+        "order": ("audiocaps", "clotho"),
+        "audiocaps": caption_set(
+          "Close-ended question: Write an audio caption describing the sound,"
+          " in AudioCaps style."
+        ),
+        "clotho": caption_set(
+          "Close-ended question: Create a caption for audio, in Clotho style."
+        ),
+      },
       # "likelihood" of each label's answer, or "similarity" of the written
       # answer to it.
       "scorer": "likelihood",
@@ -233,6 +243,11 @@ def evaluation() -> ConfigDict:
 def closed_set(source: dict, split: str, metric: str = "accuracy") -> dict:
   """Arguments of data.datasets.make_dataset, and what is measured."""
   return {"source": dict(source), "split": split, "metric": metric}
+
+
+def caption_set(instruction: str) -> dict:
+  """A table of captions (see data.caption_tables), its clips, the question."""
+  return {"table": "", "folder": "", "instruction": instruction}
 
 
 def debug(config: ConfigDict) -> None:
@@ -281,7 +296,11 @@ def debug(config: ConfigDict) -> None:
     sets.demo = ConfigDict(
       closed_set({"name": "task", "data_dir": "demo"}, "test")
     )
-  sets.order = ("demo",)
+    config.evaluation.captions.demo = ConfigDict(
+      caption_set(config.evaluation.instruction)
+      | {"table": "{workdir}/questions/captions.csv"}
+    )
+  sets.order = config.evaluation.captions.order = ("demo",)
   config.evaluation.batch_size = 32
 
 

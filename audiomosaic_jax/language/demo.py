@@ -4,7 +4,9 @@ Written as a real base and a real OpenAQA file would be, so that all that
 follows reads them as it would read those.
 """
 
+import csv
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import ml_collections
@@ -39,7 +41,22 @@ def write_questions(folder: pathlib.Path, seed: int) -> None:
   for split in SPLITS:
     records = questions.demo_records(split, seed=seed)
     questions.write_records(records, temporary / f"{split}.json")
+  write_captions(questions.demo_records("test", seed=seed), temporary)
   temporary.rename(folder)
+
+
+def write_captions(
+  records: Sequence[text.Record], folder: pathlib.Path
+) -> None:
+  """Writes captions.csv: what is answered to the question for a caption."""
+  with (folder / "captions.csv").open("w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(("path", "caption"))
+    writer.writerows(
+      (record.audio_id, record.output)
+      for record in records
+      if "caption" in record.instruction
+    )
 
 
 def write_base(

@@ -24,6 +24,7 @@ from audiomosaic_jax.data.sources import Source
 from audiomosaic_jax.language import (
   base,
   build,
+  captioning,
   chat,
   closed_ended,
   embedders,
@@ -52,35 +53,52 @@ def run(
     mesh: the devices.
 
   Returns:
-    What results.json holds: set -> condition -> metric.
+    What results.json holds: of each set, condition -> metric.
   """
   settings = config.evaluation
   check(settings)
   sets = [n for n in settings.sets.order if settings.sets[n].source.data_dir]
-  left_out = [name for name in settings.sets.order if name not in sets]
-  if left_out:
-    print(f"not evaluated, without a data_dir: {', '.join(left_out)}")
-  if not sets:
+  captioned = [n for n in settings.captions.order if settings.captions[n].table]
+  asked = (*settings.sets.order, *settings.captions.order)
+  if left_out := [n for n in asked if n not in (*sets, *captioned)]:
+    print(f"not evaluated, without a data_dir or table: {', '.join(left_out)}")
+  if not sets and not captioned:
     return {}
   folder, record = stages.find(config, workdir, "")
   model = build.build_model(config, held.llama)
   talker = chat.Chat(config, held, build.load_own(model, config, folder), mesh)
-  results = {}
-  for name in sets:
-    clips = load_clips(config, name, workdir)
-    results[name] = evaluate_set(talker, name, clips, workdir)
-  about = {"stage": folder.name, "scorer": settings.scorer, **record}
+  results = {
+    "about": {"stage": folder.name, "scorer": settings.scorer, **record}
+  }
+  results["sets"] = {
+    name: evaluate_set(talker, name, load_clips(config, name, workdir), workdir)
+    for name in sets
+  }
+  results["captions"] = {
+    name: captioning.evaluate(talker, name, workdir) for name in captioned
+  }
   if jax.process_index() == 0:
-    content = {"about": about, "sets": results}
-    files.write_text(workdir / RESULTS, json.dumps(content, indent=2) + "\n")
-    table = make_table(results)
-    note = published.NOT_COMPARABLE.format(scorer=settings.scorer)
-    known = any(name in published.CLOSED_ENDED for name in results)
-    page = [tables.markdown(table), *([note] if known else [])]
-    files.write_text(workdir / TABLE, "\n\n".join(page) + "\n")
-    print(tables.table_text(table), flush=True)
-    print(f"written: {workdir / TABLE}", flush=True)
+    _write(results, workdir)
   return results
+
+
+def _write(results: dict[str, Any], workdir: pathlib.Path) -> None:
+  """Writes and prints what was found."""
+  text_of_all = json.dumps(results, indent=2)
+  files.write_text(workdir / RESULTS, text_of_all + "\n")
+  page = []
+  for part, make, published_sets, note in (
+    ("sets", make_table, published.CLOSED_ENDED, published.NOT_COMPARABLE),
+    ("captions", captioning.make_table, published.CAPTIONS, captioning.NOTE),
+  ):
+    if results[part]:
+      table = make(results[part])
+      page.append(tables.markdown(table))
+      print(tables.table_text(table), flush=True)
+      if set(published_sets) & set(results[part]):
+        page.append(note.format(**results["about"]))
+  files.write_text(workdir / TABLE, "\n\n".join(page) + "\n")
+  print(f"written: {workdir / TABLE}", flush=True)
 
 
 def check(settings: ConfigDict) -> None:

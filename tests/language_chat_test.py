@@ -1,0 +1,193 @@
+"""Answers, and the likelihood of answers, one by one and in batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiomosaic_jax import ask, instruct, losses, sharding
+from audiomosaic_jax.data import questions, text
+from audiomosaic_jax.language import (
+  build,
+  chat,
+  closed_ended,
+  embedders,
+  evaluation,
+)
+from tests import tiny_instruct
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory):
+  """A model that knows nothing, with adapters that do something."""
+  workdir = tmp_path_factory.mktemp("chat")
+  config = tiny_instruct.tiny_config(workdir)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  held = tiny_instruct.open_base(config, workdir, mesh)
+  model = build.build_model(config, held.llama)
+  own = build.init_own(model, config, None, jax.random.key(3))
+  own["llama"] = jax.tree.map(
+    lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size)).reshape(x.shape),
+    own["llama"],
+  )
+  return chat.Chat(config, held, own, mesh)
+
+
+def notes(count):
+  records = questions.demo_records("valid", seed=0)
+  return [record.audio_id for record in records[: 2 * count : 2]]
+
+
+ASKED = ("What?", "Which instrument is playing, and how loud is it?", "Who?")
+
+
+def test_a_batch_of_questions_is_answered_as_one_by_one(talker):
+  sampling = talker.sampling_of(max_new_tokens=8)
+  clips = [*notes(2), None]
+  together = talker.ask_all(clips, ASKED, sampling=sampling)
+  alone = [
+    talker.ask(clip, asked, sampling=sampling)
+    for clip, asked in zip(clips, ASKED, strict=True)
+  ]
+  assert together == alone
+  assert len(set(together)) == 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_stream_joins_to_the_answer(talker, temperature):
+  sampling = talker.sampling_of(max_new_tokens=8, temperature=temperature)
+  (clip,) = notes(1)
+  pieces = talker.stream(clip, ASKED[0], sampling=sampling, seed=5)
+  answer = talker.ask(clip, ASKED[0], sampling=sampling, seed=5)
+  assert "".join(pieces) == answer
+
+
+def test_likelihoods_are_those_of_the_whole_text(talker):
+  clips = notes(2)
+  waveforms = np.stack([talker.read(clip) for clip in clips])
+  question = text.encode_prompt(ASKED[0], "", talker.tokenizer)
+  rows = [
+    text.encode_answer(answer, talker.tokenizer)
+    for answer in ("Harp.", "A loud organ.", "A horn.")
+  ]
+  heard = jnp.array([True, False])
+  fbank = talker.spectrogram(waveforms)
+  whole = jax.jit(
+    lambda params, *given: talker.model.apply(
+      {"params": params}, *given, train=False
+    )
+  )
+  for per_token in (False, True):
+    found = closed_ended.likelihoods(
+      talker.model,
+      talker.params,
+      fbank,
+      heard,
+      jnp.asarray(question),
+      jnp.asarray(closed_ended.pad_answers(rows)),
+      answers_at_once=2,
+      per_token=per_token,
+    )
+    for column, row in enumerate(rows):
+      ids = jnp.tile(jnp.array([*question, *row]), (2, 1))
+      logits = whole(talker.params, fbank, ids, ids >= 0, heard)
+      for clip in range(2):
+        labels = ids[clip : clip + 1].at[:, : len(question)].set(-100)
+        total, count = losses.next_token(logits[clip : clip + 1], labels)
+        assert count == len(row)
+        expected = -total / (count if per_token else 1)
+        assert found[clip, column] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_scores_of_a_set_do_not_depend_on_the_batch(talker):
+  waveforms = [talker.read(clip) for clip in notes(3)]
+  settings = talker.config.evaluation
+  answers = ["The harp.", "The organ.", "The bass."]
+  scores = {}
+  for size in (2, 3):
+    settings.batch_size = size
+    score = evaluation.likelihood_scorer(talker, answers)
+    scores[size] = score(iter(waveforms), True)
+  assert scores[2].shape == (3, 3)
+  np.testing.assert_allclose(scores[2], scores[3], rtol=1e-4)
+
+
+def test_similarity_finds_the_label_that_was_written(talker):
+  embedder = embedders.open_embedder("llama", talker)
+  labels = ["the sound of rain", "a bell", "dogs"]
+  cosines = closed_ended.similarities(embedder, labels, labels)
+  np.testing.assert_allclose(np.diag(cosines), 1, atol=1e-5)
+  assert cosines.argmax(axis=1).tolist() == [0, 1, 2]
+
+
+def test_an_embedder_that_is_not_there_is_named(talker, tmp_path):
+  with pytest.raises(FileNotFoundError, match="is no folder"):
+    embedders.open_embedder(str(tmp_path / "model"), talker)
+  with pytest.raises(ValueError, match="pip install sentence-transformers"):
+    embedders.open_embedder(str(tmp_path), talker)
+
+
+def test_an_unknown_scorer_is_named(talker):
+  settings = talker.config.evaluation.copy_and_resolve_references()
+  settings.scorer = "guess"
+  with pytest.raises(ValueError, match="'guess' is unknown; use one of"):
+    evaluation.check(settings)
+
+
+def test_typed_lines_are_questions_and_recordings(monkeypatch):
+  lines = iter(["What?", "/listen b.wav", "And now?", ""])
+  monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+  found = list(ask.typed("a.wav"))
+  assert found == [("What?", "a.wav"), ("And now?", "b.wav")]
+
+
+def test_a_folder_that_does_not_answer_is_named(tmp_path):
+  (tmp_path / "config.json").write_text('{"mode": "pretrain"}')
+  with pytest.raises(
+    ValueError, match="mode 'pretrain', which does not answer"
+  ):
+    chat.load_chat(tmp_path)
+
+
+# Distinct notes, and an answer for each that only its sound tells.
+ANSWERS = ("harp", "organ", "brass", "piano", "reed", "bass", "flute", "bell")
+
+
+@pytest.mark.slow
+def test_distinct_clips_are_answered_and_permuted_ones_are_not(
+  tmp_path, capsys
+):
+  """The overfitting control: what is learned is in the sound."""
+  clips = notes(8)
+  config = tiny_instruct.tiny_config(tmp_path)
+  config.stages.order = ("stage_1",)
+  # Projector and adapters learn, the encoder stays random.
+  config.stages.stage_1.update(
+    trainable=(r"projector/.*", r"llama/.*/lora_[ab]"),
+    base_lr=1e-2,
+    epochs=250.0,
+  )
+  config.model.llama.update(
+    lora_rank=8,
+    lora_targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+  )
+  config.checkpoint.save_every, config.log_every = 1000, 50
+  config.data.pipeline.crop = "start"
+  config.evaluation.sets.order = config.evaluation.captions.order = ()
+  records = [
+    text.Record("Which?", "", clip, "notes", "closed", answer)
+    for clip, answer in zip(clips, ANSWERS, strict=True)
+  ]
+  questions.write_records(records, tmp_path / "questions" / "train.json")
+  assert instruct.run(config, tmp_path)
+  talker = chat.load_chat(tmp_path)
+  sampling = talker.sampling_of(max_new_tokens=8)
+
+  def right(heard):
+    asked = ["Which?"] * len(heard)
+    found = talker.ask_all(heard, asked, sampling=sampling)
+    return sum(map(str.__eq__, found, ANSWERS))
+
+  assert right(clips) == 8
+  assert right(clips[1:] + clips[:1]) == 0
+  assert right([None] * 8) <= 1
