@@ -1,26 +1,33 @@
 """Answers, and the likelihood of answers, one by one and in batches."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiomosaic_jax import ask, instruct, losses, sharding
+from audiomosaic_jax import ask, instruct, losses, sharding, weight_files
 from audiomosaic_jax.data import questions, text
 from audiomosaic_jax.language import (
+  audio_weights,
   build,
   chat,
   closed_ended,
   embedders,
   evaluation,
+  export,
 )
 from tests import tiny_instruct
+
+WORKDIR = []
 
 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory):
   """A model that knows nothing, with adapters that do something."""
   workdir = tmp_path_factory.mktemp("chat")
+  WORKDIR.append(workdir)
   config = tiny_instruct.tiny_config(workdir)
   mesh = sharding.make_mesh(jax.devices()[:1])
   held = tiny_instruct.open_base(config, workdir, mesh)
@@ -191,3 +198,31 @@ def test_distinct_clips_are_answered_and_permuted_ones_are_not(
   assert right(clips) == 8
   assert right(clips[1:] + clips[:1]) == 0
   assert right([None] * 8) <= 1
+
+
+def test_an_exported_model_is_the_model(talker, tmp_path):
+  tokenizer_folder = talker.config.base.folder.format(workdir=WORKDIR[0])
+  difference = export.export(
+    talker,
+    tmp_path / "exported",
+    tokenizer_folder=tokenizer_folder,
+    shard_bytes=10**9,
+  )
+  assert difference <= export.TOLERANCE
+  folder = tmp_path / "exported"
+  about = json.loads((folder / "audio_config.json").read_text())
+  assert about["num_audio_tokens"] == 4
+  assert about["prompt"].startswith("### Instruction:\n{instruction}")
+  tensors = weight_files.open_weights(folder / "audio.safetensors")
+  again = audio_weights.from_tensors(tensors, talker.params)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    again,
+    {name: talker.params[name] for name in again},
+  )
+  copied = text.open_tokenizer(folder / "llama")
+  assert copied.encode("The harp.") == talker.tokenizer.encode("The harp.")
+  with pytest.raises(FileExistsError, match="exported is there"):
+    export.export(
+      talker, folder, tokenizer_folder=tokenizer_folder, shard_bytes=1
+    )
