@@ -51,7 +51,7 @@ def get_config(argument: str = "") -> ConfigDict:
   common.choose("preset", args.preset, PRESETS)
   common.choose("stage", args.stage, ("all", "1", "2", "3", "4"))
   common.choose("parity", args.parity, supervised.PARITIES)
-  config = full(args.variant or ("micro" if args.preset == "debug" else ""))
+  config = full(args.variant)
   config.batch_size = args.batch_size
   if args.preset == "debug":
     debug(config)
@@ -268,6 +268,8 @@ def debug(config: ConfigDict) -> None:
   config.data.update(folder="{workdir}/questions", demo=True)
   config.data.guard.cache_bytes = 2**30
   config.data.pipeline.update(num_threads=2, prefetch_size=8, crop="random")
+  if config.model.encoder.width is None:
+    config.fallback = supervised.fallback("micro")
   config.fallback.spectrogram.num_frames = 128
   config.fallback.data.pipeline.update(clip_samples=20_720, pad="repeat")
   for name, epochs in zip(STAGES, (2.0, 4.0, 4.0, 6.0), strict=True):

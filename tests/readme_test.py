@@ -17,7 +17,7 @@ import pytest
 
 from audiomosaic_jax import encoder_probe, experiment, main
 from benchmarks import expected_hours
-from configs import common, finetune, pretrain
+from configs import common, finetune, instruct, pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -200,6 +200,7 @@ def test_every_config_of_a_command_builds_and_has_the_overridden_fields(
 def test_every_override_in_the_text_is_a_field():
   fields = flatten(pretrain.get_config()).keys()
   fields |= flatten(finetune.get_config("dataset=task")).keys()
+  fields |= flatten(instruct.get_config()).keys()
   for name in re.findall(r"--config\.([\w.]+)", README):
     assert name in fields
 

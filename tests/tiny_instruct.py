@@ -1,9 +1,11 @@
 """An audio-language model of seconds: narrow, on a few packaged notes."""
 
 import jax
+import jax.numpy as jnp
 
+from audiomosaic_jax import checkpoint, experiment, sharding, train_state
 from audiomosaic_jax.data import questions
-from audiomosaic_jax.language import base, demo
+from audiomosaic_jax.language import base, build, demo, stages
 from configs import instruct as configs
 
 
@@ -68,6 +70,25 @@ def open_base(config, workdir, mesh):
   return base.open_base(
     **base.place(config, workdir), mesh=mesh, **config.model.llama
   )
+
+
+def write_run(workdir):
+  """Writes a run whose first stage is finished after no step; returns it."""
+  config = tiny_config(workdir)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  held = open_base(config, workdir, mesh)
+  model = build.build_model(config, held.llama)
+  own = build.init_own(model, config, None, jax.random.key(0))
+  state = train_state.TrainState(jnp.int32(0), own, {}, (), {})
+  found = base.fingerprint_of(held.params)
+  folder = workdir / "stage_1"
+  with checkpoint.Checkpointer(
+    folder / "checkpoints", keep_last=1, keep_every=0
+  ) as saved:
+    saved.save(0, state, None, {"base": found})
+  stages.write_record(folder, {"steps": 0, "base": found})
+  experiment.save_config(config, workdir)
+  return workdir
 
 
 def host(tree):
