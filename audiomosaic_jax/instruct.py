@@ -114,7 +114,7 @@ def make_train_step(
         jnp.add, sums, jax.value_and_grad(loss_fn)(learns, *inputs)
       ), None
 
-    micro = micro_batches(batch, config.micro_batch_size)
+    micro = micro_batches(batch, rows_at_once(config, mesh))
     keys = jax.random.split(key, len(micro["ids"]))
     start = jnp.float32(0), jax.tree.map(jnp.zeros_like, learns)
     (loss, grads), _ = jax.lax.scan(add, start, (micro, keys))
@@ -128,6 +128,12 @@ def make_train_step(
     return state, {"loss": loss, "grad_norm": optax.global_norm(grads)}
 
   return train_step
+
+
+def rows_at_once(config: ConfigDict, mesh) -> int:
+  """Returns the rows of a micro-batch, over all devices."""
+  at_once = config.micro_batch_size * mesh.devices.size
+  return min(config.batch_size, at_once)
 
 
 def micro_batches(batch: Batch, size: int) -> Batch:
@@ -307,6 +313,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     print(line, flush=True)
   check(config)
   demo.write(config, workdir)
+  evaluation.check(config, workdir)
   for difference in experiment.save_config(config, workdir):
     print(f"continuing with another config: {difference}", flush=True)
   mesh = sharding.make_mesh()
@@ -376,12 +383,13 @@ def start(
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError for settings that do not fit each other."""
-  if config.batch_size % config.micro_batch_size:
+  mesh = sharding.make_mesh()
+  sharding.local_batch_size(config.batch_size, mesh)
+  if config.batch_size % rows_at_once(config, mesh):
     raise ValueError(
-      f"micro_batch_size {config.micro_batch_size} does not divide batch_size "
-      f"{config.batch_size}; use a divisor"
+      f"micro_batch_size {config.micro_batch_size} x {mesh.devices.size} "
+      f"devices does not divide batch_size {config.batch_size}; use divisors"
     )
-  sharding.local_batch_size(config.micro_batch_size, sharding.make_mesh())
   if config.text.cutoff > config.text.buckets[-1]:
     raise ValueError(
       f"text.cutoff {config.text.cutoff} is above the last of text.buckets "

@@ -13,6 +13,7 @@ axes, because `jax.make_mesh` now defaults to `Explicit`, which rejects the
 contrastive product of two batch-sharded matrices.
 """
 
+import dataclasses
 import functools
 import os
 import re
@@ -185,6 +186,21 @@ def decoder_sharding(params: Any, mesh: Mesh) -> Any:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return jax.tree.map_with_path(place, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Everywhere:
+  """Brings an array whole to all devices, for the moment of its use.
+
+  A product of rows that are split with a kernel that is split on the same
+  axis of the mesh can gather either. The compiler weighs them, and for short
+  texts takes the rows: every device then computes on all of them.
+  """
+
+  mesh: Mesh
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, replicated(self.mesh))
 
 
 def _split_axis(path: tuple, leaf: Any, mesh: Mesh, split: bool) -> int:

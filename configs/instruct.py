@@ -87,7 +87,7 @@ def full(variant: str) -> ConfigDict:
         "stage_3": stage("all_closed_qa", ALL, 1e-4, 1.0),
         "stage_4": stage("openaqa_5.6M", ALL, 1e-4, 1.0),
       },
-      # Questions of an update, and of those a forward pass sees at once.
+      # Questions of an update; those that a device sees at once.
       "batch_size": 256,
       "micro_batch_size": 32,
       "base": {

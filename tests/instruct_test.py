@@ -34,7 +34,8 @@ def full_shapes():
   config = configs.get_config("variant=base")
   config.fbank.update(common.fbank())
   config.spectrogram.update(common.AUDIOSET)
-  llama = Llama(**llama_config.from_hf_config(SEVEN_B), **config.model.llama)
+  attributes = llama_config.from_hf_config(SEVEN_B)
+  llama = Llama(**attributes, **config.model.llama, use_kernel=None)
   model = build.build_model(config, llama)
   return config, build.abstract_own(model, config)
 
@@ -147,7 +148,7 @@ def whole(tmp_path_factory):
   return workdir, setup, batch, setup.step(batch)
 
 
-@pytest.mark.parametrize(("micro", "devices"), [(2, 1), (8, 8)])
+@pytest.mark.parametrize(("micro", "devices"), [(2, 1), (1, 4), (8, 8)])
 def test_micro_batches_and_devices_change_nothing(whole, micro, devices):
   workdir, _, batch, (params, metrics) = whole
   config = tiny_instruct.tiny_config(workdir, micro_batch_size=micro)
@@ -259,6 +260,8 @@ def test_results_hold_all_conditions_and_the_base(finished):
   assert "| demo | accuracy, 4 clips |" in (finished / "results.md").read_text()
   lines = (finished / "predictions" / "demo.jsonl").read_text().splitlines()
   assert len(lines) == 4
+  captions = (finished / "captions" / "demo.jsonl").read_text().splitlines()
+  assert results["captions"]["demo"]["clips"] == len(captions) > 1
 
 
 def test_a_finished_run_trains_nothing_again(finished, monkeypatch, capsys):
@@ -280,17 +283,26 @@ def test_a_stage_without_the_one_before_is_refused(tmp_path):
   ("changes", "message"),
   [
     (
-      {"micro_batch_size": 3},
-      "micro_batch_size 3 does not divide batch_size 8",
+      {"micro_batch_size": 3, "batch_size": 32},
+      "3 x 8 devices does not divide batch_size 32",
     ),
     ({"text.cutoff": 97}, r"text\.cutoff 97 is above .* \(48, 96\)"),
-    ({"micro_batch_size": 4}, r"batch_size 4 is not divisible by 8 devices"),
+    ({"batch_size": 12}, r"batch_size 12 is not divisible by 8 devices"),
   ],
 )
 def test_settings_that_do_not_fit_are_named(tmp_path, changes, message):
   config = tiny_instruct.tiny_config(tmp_path, **changes)
   with pytest.raises(ValueError, match=message):
     instruct.check(config)
+
+
+def test_a_set_that_is_not_there_is_named_before_training(tmp_path):
+  config = tiny_instruct.tiny_config(tmp_path)
+  config.evaluation.sets.order = ("esc50", "vggsound")
+  config.evaluation.sets.esc50.source.data_dir = str(tmp_path / "none")
+  with pytest.raises(FileNotFoundError, match="none of set esc50 does not"):
+    run(config, tmp_path)
+  assert not (tmp_path / "stage_1").exists()
 
 
 def test_a_run_without_a_base_says_where_to_get_one(tmp_path):

@@ -135,10 +135,10 @@ def test_an_embedder_that_is_not_there_is_named(talker, tmp_path):
 
 
 def test_an_unknown_scorer_is_named(talker):
-  settings = talker.config.evaluation.copy_and_resolve_references()
-  settings.scorer = "guess"
+  config = talker.config.copy_and_resolve_references()
+  config.evaluation.scorer = "guess"
   with pytest.raises(ValueError, match="'guess' is unknown; use one of"):
-    evaluation.check(settings)
+    evaluation.check(config, WORKDIR[0])
 
 
 def test_typed_lines_are_questions_and_recordings(monkeypatch):

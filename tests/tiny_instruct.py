@@ -62,6 +62,7 @@ def write_questions(workdir, split, limit):
   folder.mkdir(parents=True, exist_ok=True)
   records = questions.demo_records(split, seed=0)[:limit]
   questions.write_records(records, folder / "train.json")
+  demo.write_captions(records, folder)
 
 
 def open_base(config, workdir, mesh):

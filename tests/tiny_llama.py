@@ -23,6 +23,7 @@ EXTRAS = {
   "remat": "none",
   "dtype": "float32",
   "param_dtype": "float32",
+  "use_kernel": None,
 }
 SETTINGS = {
   "model_type": "llama",

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 from flax import traverse_util
 
-from audiomosaic_jax import fingerprint, weight_files
+from audiomosaic_jax import fingerprint, sharding, weight_files
 from audiomosaic_jax.data import text
 from audiomosaic_jax.language import audio_weights, llama_weights
 from audiomosaic_jax.models import llama_config
@@ -61,6 +61,9 @@ def open_base(
 ) -> Base:
   """Reads a decoder onto devices.
 
+  If `mesh` splits batches, kernels are stored in parts and gathered for each
+  use; if it has an axis for tensors, each device computes with its part.
+
   Args:
     folder: of the Hugging Face Hub: config.json, weights, tokenizer. Audio
       weights among them, as in the published bases, are left out.
@@ -72,7 +75,8 @@ def open_base(
     FileNotFoundError: something is not there.
     ValueError: another architecture, or weights that do not fit it.
   """
-  llama = read_llama(folder, **attributes)
+  gather = None if sharding.TENSOR_AXIS in mesh.shape else sharding.Everywhere
+  llama = read_llama(folder, use_kernel=gather and gather(mesh), **attributes)
   tokens = text.open_tokenizer(tokenizer or folder)
   if tokens.vocab_size > llama.vocab_size:
     raise ValueError(

@@ -218,7 +218,9 @@ def load_chat(
   if base_folder:
     config.base.update(folder=base_folder, tokenizer="")
   folder, record = stages.find(config, workdir, stage)
-  mesh = sharding.make_mesh()
+  # Every device has its part of each product: none gathers kernels for each
+  # token of an answer.
+  mesh = sharding.make_decoder_mesh(jax.device_count())
   held = base.open_base(
     **base.place(config, workdir), mesh=mesh, **config.model.llama
   )

@@ -67,7 +67,8 @@ def write_base(
   texts = [text.render(r.instruction, r.input) + r.output for r in records]
   settings = config.base.random.to_dict()
   attributes = llama_config.from_hf_config(settings)
-  model = Llama(**attributes, **config.model.llama.to_dict() | {"lora_rank": 0})
+  kept = config.model.llama.to_dict() | {"lora_rank": 0, "use_kernel": None}
+  model = Llama(**attributes, **kept)
   one = jax.numpy.zeros((1, 1), jax.numpy.int32)
   params = model.init(
     jax.random.key(config.seed), one, one == 0, train=False, method="from_ids"

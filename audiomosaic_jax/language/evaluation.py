@@ -56,7 +56,6 @@ def run(
     What results.json holds: of each set, condition -> metric.
   """
   settings = config.evaluation
-  check(settings)
   sets = [n for n in settings.sets.order if settings.sets[n].source.data_dir]
   captioned = [n for n in settings.captions.order if settings.captions[n].table]
   asked = (*settings.sets.order, *settings.captions.order)
@@ -101,13 +100,29 @@ def _write(results: dict[str, Any], workdir: pathlib.Path) -> None:
   print(f"written: {workdir / TABLE}", flush=True)
 
 
-def check(settings: ConfigDict) -> None:
-  """Raises ValueError for a scorer that there is not."""
+def check(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Finds out before training what would be missed after it.
+
+  Raises:
+    FileNotFoundError: the folder or the table of a set is not there.
+    ValueError: an unknown scorer.
+  """
+  settings = config.evaluation
   if settings.scorer not in SCORERS:
     raise ValueError(
       f"evaluation.scorer {settings.scorer!r} is unknown; use one of "
       f"{tuple(SCORERS)}"
     )
+  sets, captioned = settings.sets, settings.captions
+  places = {name: sets[name].source.data_dir for name in sets.order}
+  places |= {name: captioned[name].table for name in captioned.order}
+  for name, place in places.items():
+    path = pathlib.Path(base.within(workdir, place)).expanduser()
+    if place not in ("", "demo") and not path.exists():
+      raise FileNotFoundError(
+        f"{path} of set {name} does not exist; give the place where it is, or "
+        "leave the set out of evaluation.sets.order or .captions.order"
+      )
 
 
 def load_clips(config: ConfigDict, name: str, workdir: pathlib.Path) -> Source:

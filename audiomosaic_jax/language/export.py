@@ -118,6 +118,7 @@ def compare(talker: chat.Chat, folder: pathlib.Path) -> float:
   """Returns the largest difference of logits after a question about noise."""
   llama = base.read_llama(
     folder / LLAMA,
+    use_kernel=None,
     **talker.config.model.llama.to_dict() | {"lora_rank": 0},
   )
   one = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))

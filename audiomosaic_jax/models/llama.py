@@ -169,6 +169,8 @@ class Llama(nn.Module):
     remat: what the backward pass recomputes, a name in REMAT.
     dtype: of products and the residual stream.
     param_dtype: of all parameters but the adapters.
+    use_kernel: what is done to a matrix of the base before its use, such as
+      `sharding.Everywhere(mesh)` if it is stored in parts; None is nothing.
   """
 
   vocab_size: int
@@ -190,6 +192,7 @@ class Llama(nn.Module):
   remat: str
   dtype: str
   param_dtype: str
+  use_kernel: Callable[[jax.Array], jax.Array] | None
 
   def setup(self):
     self._check()
@@ -205,12 +208,13 @@ class Llama(nn.Module):
 
   def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T H"]:
     """Returns the embeddings of token ids."""
-    return jnp.take(self.embed_tokens, ids, axis=0).astype(self.dtype)
+    table = self._used(self.embed_tokens)
+    return jnp.take(table, ids, axis=0).astype(self.dtype)
 
   def head(self, hidden: Float[Array, "*B H"]) -> Float[Array, "*B V"]:
     """Returns float32 logits of the next token."""
     tied = self.tie_word_embeddings
-    kernel = self.embed_tokens.T if tied else self.lm_head
+    kernel = self._used(self.embed_tokens.T if tied else self.lm_head)
     return jnp.matmul(
       hidden, kernel.astype(self.dtype), preferred_element_type=jnp.float32
     )
@@ -262,6 +266,9 @@ class Llama(nn.Module):
     )
     return self.head(decoded.hidden)
 
+  def _used(self, kernel: jax.Array) -> jax.Array:
+    return kernel if self.use_kernel is None else self.use_kernel(kernel)
+
   def _norm(self) -> Callable[..., nn.Module]:
     return functools.partial(
       nn.RMSNorm,
@@ -281,6 +288,7 @@ class Llama(nn.Module):
         dropout=self.lora_dropout,
         dtype=self.dtype,
         param_dtype=self.param_dtype,
+        use_kernel=self.use_kernel,
         train=train,
         name=name,
       )

@@ -12,7 +12,7 @@ of PEFT; logits are equal to PEFT's to 2e-4 and gradients to 1e-3 relative.
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -37,6 +37,7 @@ class Projection(nn.Module):
     dropout: share of the adapter's input that is dropped in training.
     dtype: of products.
     param_dtype: of the kernel.
+    use_kernel: what is done to the kernel before its use; None is nothing.
     train: dropout on; needs the rng collection "dropout".
   """
 
@@ -46,6 +47,7 @@ class Projection(nn.Module):
   dropout: float
   dtype: str
   param_dtype: str
+  use_kernel: Callable[[jax.Array], jax.Array] | None
   train: bool
 
   @nn.compact
@@ -57,6 +59,8 @@ class Projection(nn.Module):
       (width, self.features),
       jnp.dtype(self.param_dtype),
     )
+    if self.use_kernel is not None:
+      kernel = self.use_kernel(kernel)
     x = x.astype(self.dtype)
     y = x @ kernel.astype(self.dtype)
     if not self.rank:
