@@ -61,6 +61,11 @@ def load_encoder(
       f"{workdir / experiment.CONFIG_FILE} is not that of a run; give the "
       "workdir that this was made from"
     )
+  if config.mode == "instruct":
+    raise ValueError(
+      f"{folder} holds a model that answers, not an encoder; give the run that "
+      f"it started from, {config.init.run!r}, or python -m audiomosaic_jax.ask"
+    )
   if config.mode == "finetune" and (workdir / results.RUNS).is_dir():
     place = _find_place(config, workdir, folder)
     found = trained_classifier.load(config, workdir, place)

@@ -44,12 +44,18 @@ def find_run(path: str) -> Run | None:
 
   Raises:
     FileNotFoundError: not the folder of a run.
+    ValueError: a run of an audio-language model.
   """
   if not path:
     return None
   workdir = pathlib.Path(path).expanduser()
   if (workdir / experiment.CONFIG_FILE).exists():
     config = experiment.load_config(workdir)
+    if config.mode == "instruct":
+      raise ValueError(
+        f"init.run={path} holds a model that answers; give the pretraining run "
+        f"that it started from, {config.init.run!r}"
+      )
     folders = tuple(experiment.seed_folders(config, workdir).values())
     return Run(config, folders)
   if (workdir.parent / experiment.CONFIG_FILE).exists():

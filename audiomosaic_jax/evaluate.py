@@ -34,6 +34,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       )
     robustness.run(config, workdir)
     return True
+  if trained.mode == "instruct":
+    raise ValueError(
+      f"{workdir} holds a model that answers; give the command that trained it "
+      "again, with --config.evaluation of what to test it on"
+    )
   for name in task_names(config.tasks):
     task = encoder_probe.load_task(name, trained)
     encoder_probe.compare(trained, workdir, task)

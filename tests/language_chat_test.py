@@ -1,13 +1,25 @@
 """Answers, and the likelihood of answers, one by one and in batches."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from audiomosaic_jax import ask, instruct, losses, sharding, weight_files
+from audiomosaic_jax import (
+  ask,
+  encoder_files,
+  encoder_source,
+  evaluate,
+  instruct,
+  losses,
+  sharding,
+  torch_files,
+  weight_files,
+)
 from audiomosaic_jax.data import questions, text
 from audiomosaic_jax.language import (
   audio_weights,
@@ -17,7 +29,9 @@ from audiomosaic_jax.language import (
   embedders,
   evaluation,
   export,
+  peft_adapters,
 )
+from audiomosaic_jax.models import lora
 from tests import tiny_instruct
 
 WORKDIR = []
@@ -226,3 +240,31 @@ def test_an_exported_model_is_the_model(talker, tmp_path):
     export.export(
       talker, folder, tokenizer_folder=tokenizer_folder, shard_bytes=1
     )
+
+
+def test_a_folder_that_answers_is_no_encoder(tmp_path):
+  (tmp_path / "config.json").write_text(
+    json.dumps({"mode": "instruct", "init": {"run": "runs/first"}})
+  )
+  for read in (
+    encoder_source.find_run,
+    encoder_files.load_encoder,
+    lambda path: evaluate.run(ConfigDict(), pathlib.Path(path)),
+  ):
+    with pytest.raises(ValueError, match="holds a model that answers"):
+      read(str(tmp_path))
+
+
+def test_published_weights_are_where_a_model_starts(talker, tmp_path):
+  own = {name: talker.params[name] for name in ("encoder", "projector")}
+  adapters, _ = lora.split(talker.params["llama"])
+  tensors = audio_weights.to_tensors(own) | {
+    name.replace(".weight", ".default.weight"): x
+    for name, x in peft_adapters.to_tensors(adapters).items()
+  }
+  path = tmp_path / "extra_weights.safetensors"
+  torch_files.write_tensors(tensors, path)
+  config = talker.config.copy_and_resolve_references()
+  config.init.weights = str(path)
+  found = build.init_own(talker.model, config, None, jax.random.key(9))
+  jax.tree.map(np.testing.assert_array_equal, found, {**own, "llama": adapters})
