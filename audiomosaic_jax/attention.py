@@ -74,6 +74,7 @@ def _block_weights(
     qk_norm=encoder.qk_norm,
     qkv_bias=encoder.qkv_bias,
     proj_bias=encoder.proj_bias,
+    kernel=encoder.attention,
     dtype=encoder.dtype,
   )
   _, state = attention.apply(

@@ -88,7 +88,7 @@ def make_train_step(
   def train_step(state: train_state.TrainState, frozen, batch: Batch, key):
     key = jax.random.fold_in(key, state.step)
     learns, rest = partition.split(state.params, trainable)
-    count = jnp.sum(batch["labels"][:, 1:] != losses.IGNORED)
+    count = jnp.sum(batch["labels"][:, 1:] != losses.IGNORED).clip(1)
 
     def loss_fn(learns: Params, batch: Batch, key: jax.Array):
       own = partition.join(learns, rest)

@@ -52,6 +52,7 @@ def get_config(argument: str = "") -> ConfigDict:
   common.choose("stage", args.stage, ("all", "1", "2", "3", "4"))
   common.choose("parity", args.parity, supervised.PARITIES)
   config = full(args.variant)
+  config.model.encoder.drop_path = 0.0
   config.batch_size = args.batch_size
   if args.preset == "debug":
     debug(config)

@@ -165,8 +165,8 @@ def test_a_damaged_file_is_refused_or_changes_nothing(saved, tmp_path):
       assert found == wanted, (file, name)
       assert meta == json.loads(json.dumps(META)), (file, name)
       outcomes["restored"] += 1
-  # Some files are of no use to a reader; most are.
-  assert outcomes["refused"] > outcomes["restored"] > 0
+  # Some files are of no use to a reader. How many differs from save to save.
+  assert min(outcomes.values()) > 10
 
 
 def test_a_copy_that_has_not_ended_is_no_checkpoint(copied):

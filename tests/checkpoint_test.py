@@ -238,6 +238,7 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess:
   )
 
 
+@pytest.mark.slow
 def test_worker_processes_continue_or_say_why_they_cannot(tmp_path):
   output = run_script(WORKERS, str(tmp_path / "checkpoints")).stdout
   assert "2 True" in output, output

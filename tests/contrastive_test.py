@@ -248,6 +248,7 @@ def test_an_unknown_loss_is_refused_by_name():
     contrastive.make_loss(None, config, sharding.make_mesh())
 
 
+@pytest.mark.slow
 def test_the_sigmoid_loss_learns_its_temperature_and_bias():
   config = tiny_config("smoke,loss=sigmoid")
   before, ((state, metrics, _),) = take_steps(config, 1)
@@ -261,6 +262,7 @@ def queue_config(momentum):
   return tiny_config(**{"loss.queue.size": 40, "loss.queue.momentum": momentum})
 
 
+@pytest.mark.slow
 def test_the_queue_holds_the_projections_of_the_last_steps_as_negatives():
   config = queue_config(0.0)
   start, ((state, metrics, views),) = take_steps(config, 1)
@@ -283,6 +285,7 @@ def test_the_queue_holds_the_projections_of_the_last_steps_as_negatives():
   np.testing.assert_array_equal(jax.grad(loss)(rows), 0)
 
 
+@pytest.mark.slow
 def test_the_slow_encoder_follows_the_trained_one_on_all_devices():
   config = queue_config(0.75)
   start, ((once, _, views), (twice, _, _)) = take_steps(config, 8, count=2)

@@ -63,7 +63,9 @@ def test_each_seed_is_an_encoder_of_its_own(run):
   assert np.abs(one.embedding - other.embedding).max() > 0.01
 
 
-@pytest.mark.parametrize("kind", ["probe", "fine-tuned"])
+@pytest.mark.parametrize(
+  "kind", ["probe", pytest.param("fine-tuned", marks=pytest.mark.slow)]
+)
 def test_a_classifier_says_of_a_clip_what_its_run_said(kind, run, tmp_path):
   task = tiny.write_task(tmp_path / "task", COUNTS)
   make = tiny.probing if kind == "probe" else tiny.fine_tuning

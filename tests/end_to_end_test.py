@@ -163,6 +163,7 @@ def test_a_killed_run_ends_bit_identical_to_an_uninterrupted_one(
   assert steps == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_exits_as_told_and_the_run_goes_on(
   reference, cache, tmp_path
 ):
@@ -179,6 +180,7 @@ def test_sigterm_saves_exits_as_told_and_the_run_goes_on(
   assert_bit_identical(final_state(tmp_path), final_state(reference[0]))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_probe_ends_with_a_table_and_a_report(cache, tmp_path):
   arguments = command(
     tmp_path,

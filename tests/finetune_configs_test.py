@@ -164,7 +164,17 @@ def test_the_rates_and_decays_of_layers_are_the_published_groups():
     assert float(scale) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("dataset", FAKE_NAMES)
+# Their recipes are those of another one.
+SIMILAR = ("as2m", "envsdd_tta", "spc1", "vggsound")
+
+
+@pytest.mark.parametrize(
+  "dataset",
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in SIMILAR))
+    for name in FAKE_NAMES
+  ],
+)
 def test_every_data_set_trains_two_steps_on_a_fake_copy(dataset, tmp_path):
   arguments = FAKES[FAKE_NAMES[dataset]][0](tmp_path / "data")
   config = tiny.fine_tuning(

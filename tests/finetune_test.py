@@ -188,6 +188,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
   assert steps[6] == {l["step"]: l for l in expected if "loss" in l}[6]["loss"]
 
 
+@pytest.mark.slow
 def test_folds_and_seeds_are_run_once_each_and_averaged(task, tmp_path, capsys):
   config = tiny.probing(task, **{"folds": 3, "num_seeds": 2})
   config.evaluation.selection = "last"
@@ -235,6 +236,7 @@ def test_own_clips_can_be_cut_into_folds_and_still_select_by_validation(
   assert row["num_clips"] == sum(COUNTS.values())
 
 
+@pytest.mark.slow
 def test_a_seed_decides_everything(task, tmp_path):
   finals = []
   for name, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -148,7 +148,10 @@ def whole(tmp_path_factory):
   return workdir, setup, batch, setup.step(batch)
 
 
-@pytest.mark.parametrize(("micro", "devices"), [(2, 1), (1, 4), (8, 8)])
+@pytest.mark.parametrize(
+  ("micro", "devices"),
+  [(2, 1), pytest.param(1, 4, marks=pytest.mark.slow), (8, 8)],
+)
 def test_micro_batches_and_devices_change_nothing(whole, micro, devices):
   workdir, _, batch, (params, metrics) = whole
   config = tiny_instruct.tiny_config(workdir, micro_batch_size=micro)

@@ -227,6 +227,7 @@ def test_a_sigterm_to_one_saves_on_both_at_one_step_and_exits_zero(stopped):
   assert len(fingerprints["state"]) > 28
 
 
+@pytest.mark.slow
 def test_both_end_soon_after_one_is_killed(lost):
   workdir, codes, seconds, output = lost
   assert codes[1] == -signal.SIGKILL and codes[0] != 0, output
@@ -235,6 +236,7 @@ def test_both_end_soon_after_one_is_killed(lost):
   assert 2 * SAVE_EVERY in steps_saved(workdir)
 
 
+@pytest.mark.slow
 def test_two_go_on_from_what_one_saved(reference, lost):
   workdir, *_ = lost
   steps = range(1, max(losses(workdir)) + 1)
@@ -242,6 +244,7 @@ def test_two_go_on_from_what_one_saved(reference, lost):
   assert_same_losses(workdir, reference, steps)
 
 
+@pytest.mark.slow
 def test_one_goes_on_from_the_last_save_of_two_after_the_loss(reference, lost):
   workdir, *_ = lost
   saved = max(steps_saved(workdir))

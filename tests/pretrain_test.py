@@ -97,6 +97,7 @@ def test_a_loss_that_stays_non_finite_stops_with_advice(
     pretrain.train(config, 0, tmp_path, None)
 
 
+@pytest.mark.slow
 def test_every_iterator_is_closed_after_a_rollback_too(
   monkeypatch, tmp_path, compiled_once
 ):

@@ -44,7 +44,9 @@ def accuracies(workdir):
   }
 
 
-@pytest.mark.parametrize("kind", ["probe", "fine-tuned"])
+@pytest.mark.parametrize(
+  "kind", ["fine-tuned", pytest.param("probe", marks=pytest.mark.slow)]
+)
 def test_a_loaded_classifier_says_what_it_said_when_it_was_trained(
   kind, task, tmp_path, capsys
 ):
@@ -87,6 +89,7 @@ def test_the_windows_of_a_clip_can_be_others_than_it_was_tested_with(
   assert rows(tmp_path)[0]["num_clips"] == COUNTS["test"]
 
 
+@pytest.mark.slow
 def test_a_head_is_not_put_on_an_encoder_that_it_was_not_trained_on(
   task, tmp_path
 ):

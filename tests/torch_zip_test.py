@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from audiomosaic_jax import (
-  llama_weights,
   sharding,
   torch_files,
   torch_zip,
   weight_files,
 )
+from audiomosaic_jax.language import llama_weights
 from tests import tiny_llama
 
 STORED = tiny_llama.GOLDEN / "torch_zip.bin"
