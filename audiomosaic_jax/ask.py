@@ -33,6 +33,8 @@ MAX_NEW_TOKENS = flags.DEFINE_integer(
   "max_new_tokens", None, "Of an answer, at most; the run's by default."
 )
 LISTEN = "/listen "
+# Any rate tells the length.
+RATE_HZ = 16_000
 
 
 def main(argv: list[str]) -> None:
@@ -52,8 +54,10 @@ def main(argv: list[str]) -> None:
 def answer_all(recording: str | None = None, question: str = "") -> None:
   """Answers one question, or those that are typed."""
   # What cannot be heard is found out before the model is loaded.
+  length_s = 0.0
   if recording is not None:
-    audio_io.load_audio(recording, sample_rate_hz=16_000)
+    samples = audio_io.load_audio(recording, sample_rate_hz=RATE_HZ)
+    length_s = len(samples) / RATE_HZ
   from audiomosaic_jax.language import chat
 
   talker = chat.load_chat(
@@ -63,6 +67,11 @@ def answer_all(recording: str | None = None, question: str = "") -> None:
     "temperature": TEMPERATURE.value,
     "max_new_tokens": MAX_NEW_TOKENS.value,
   }
+  if length_s > talker.window_s:
+    print(
+      f"[hears the first {talker.window_s:.1f} of {length_s:.1f} s]",
+      file=sys.stderr,
+    )
   sampling = talker.sampling_of(
     **{name: x for name, x in changes.items() if x is not None}
   )
