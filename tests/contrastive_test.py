@@ -234,6 +234,7 @@ def test_a_micro_batch_that_does_not_divide_names_one_that_does():
     sharding.check_at_once(5, 16)
 
 
+@pytest.mark.slow
 def test_a_blockwise_step_is_the_dense_one(steps):
   config = tiny_config(**{"loss.dense_below": 0, "loss.block_size": 5})
   _, ((state, metrics, _),) = take_steps(config, 8)
@@ -310,6 +311,7 @@ def test_a_momentum_of_one_is_refused():
     memory_queue.create(jax.random.key(0), {}, width=4, size=8, momentum=1.0)
 
 
+@pytest.mark.slow
 def test_a_split_state_takes_the_same_step_and_every_device_keeps_its_part(
   steps,
 ):

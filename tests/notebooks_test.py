@@ -148,7 +148,14 @@ def test_every_notebook_is_listed_here():
   assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == list(EXPECTED)
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+# What the second one calls, the others and tests/finetune_test.py call, too.
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(n, marks=[pytest.mark.slow] * (n == "02_linear_probe"))
+    for n in EXPECTED
+  ],
+)
 def test_a_notebook_runs_from_top_to_bottom(
   name, encoder, model, task, runtime
 ):

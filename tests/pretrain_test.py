@@ -77,6 +77,7 @@ def fail_at(monkeypatch, bad_step, times):
   monkeypatch.setattr(pretrain, "check_finite", check_and_fail)
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_goes_back_and_on_with_other_clips(
   monkeypatch, tmp_path, compiled_once
 ):
