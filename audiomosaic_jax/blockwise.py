@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from audiomosaic_jax import losses, sharding
+from audiomosaic_jax import losses, per_device, sharding
 
 
 class Rows(NamedTuple):
@@ -109,7 +109,7 @@ def contrast(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _compare(blocks, u_time, u_freq, queue, scale, bias):
   """Returns R and the largest negative logit, both per view and row [B]."""
-  forward = sharding.map_shards(
+  forward = per_device.map_shards(
     functools.partial(_forward, ROWS[blocks.name], blocks.size),
     blocks.mesh,
     rows_in=(True, True, False, False, False),
@@ -127,7 +127,7 @@ def _compare_backward(blocks, residuals, cotangents):
   *arrays, rows = residuals
   # The largest negative is for the accuracy, which has no gradient.
   grads, _ = cotangents
-  backward = sharding.map_shards(
+  backward = per_device.map_shards(
     functools.partial(_backward, ROWS[blocks.name], blocks.size),
     blocks.mesh,
     rows_in=(True, True, False, False, False, True, True),

@@ -11,6 +11,7 @@ always see the global batch, and so the gradients are the same.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -22,6 +23,7 @@ from audiomosaic_jax import (
   experiment,
   losses,
   memory_queue,
+  per_device,
   sharding,
   train_state,
   view,
@@ -29,6 +31,25 @@ from audiomosaic_jax import (
 
 ConfigDict = ml_collections.ConfigDict
 Batch = dict[str, jax.Array]
+
+
+def make_mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
+  """Returns the mesh of `config` over `devices` (default: all).
+
+  Raises:
+    ValueError: devices, batch and heads do not divide as the config asks.
+  """
+  tensor, heads = config.tensor_devices, config.model.encoder.num_heads
+  mesh = sharding.make_mesh(devices, tensor=tensor)
+  if heads % tensor:
+    raise ValueError(
+      f"tensor_devices {tensor} cannot share the {heads} heads of the encoder; "
+      f"use {math.gcd(heads, tensor)}"
+    )
+  sharding.local_batch_size(config.batch_size, mesh)
+  clips = config.batch_size // mesh.shape[sharding.DATA_AXIS]
+  per_device.check_at_once(config.micro_batch_size, clips)
+  return mesh
 
 
 def make_views(key, pcm, config: ConfigDict, mesh) -> list:
@@ -54,7 +75,7 @@ def encode_views(model, config: ConfigDict, mesh) -> Callable:
     rngs = {"drop_path": key}
     return model.apply(*inputs, train=True, method="encode", rngs=rngs)[0]
 
-  return sharding.map_examples_with(
+  return per_device.map_examples_with(
     lambda params, views: [encode(params, *view) for view in views],
     mesh,
     at_once=config.micro_batch_size or None,

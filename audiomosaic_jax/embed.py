@@ -33,7 +33,7 @@ import jax
 from absl import app, flags, logging
 from jax.experimental import multihost_utils
 
-from audiomosaic_jax import embed_output, embed_shards, files, sharding
+from audiomosaic_jax import cluster, embed_output, embed_shards, files
 from audiomosaic_jax.data import beam, recordings
 
 ENCODER = flags.DEFINE_string(
@@ -84,7 +84,7 @@ REMIND_EVERY = 60
 def main(argv: list[str]) -> None:
   """Embeds what is not there yet, then joins it."""
   logging.set_verbosity(logging.WARNING)
-  sharding.initialize_distributed()
+  cluster.initialize_distributed()
   try:
     bad, total = run(argv[1:])
   except (FileNotFoundError, ValueError, ImportError) as error:

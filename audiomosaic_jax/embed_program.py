@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from audiomosaic_jax import experiment, features, sharding
+from audiomosaic_jax import experiment, features, per_device
 from audiomosaic_jax.data import windows
 from audiomosaic_jax.models import embedder, heads, vit
 
@@ -141,7 +141,7 @@ def make_embed_fn(
     return features.standardize(fbank, **config.spectrogram)
 
   def embed(variables, waveform, num_frames, *, max_columns, return_layers):
-    fbank = sharding.map_examples(spectrogram, mesh)(waveform, num_frames)
+    fbank = per_device.map_examples(spectrogram, mesh)(waveform, num_frames)
     size = config.model.encoder.patch_size
     return model.apply(
       variables,

@@ -27,6 +27,7 @@ from audiomosaic_jax import (
   features,
   files,
   metrics,
+  per_device,
   predict,
   sharding,
   tables,
@@ -113,7 +114,7 @@ def make_embed_fn(model, config: ConfigDict) -> Callable:
   @jax.jit
   def embed(variables, pcm):
     waveform = features.pcm_to_float(pcm)
-    fbank = sharding.map_examples(spectrogram, mesh)(waveform)
+    fbank = per_device.map_examples(spectrogram, mesh)(waveform)
     return model.apply(variables, fbank, method=model.readouts)
 
   def embed_batches(variables, batches):

@@ -36,6 +36,7 @@ from audiomosaic_jax import (
   masking,
   metric_writer,
   mixup,
+  per_device,
   predict,
   preemption,
   results,
@@ -100,7 +101,7 @@ def make_inputs(
       key_input, fbank, **edges, **config.augment_input.to_dict()
     )[0]
 
-  on_each = functools.partial(sharding.map_examples, mesh=mesh)
+  on_each = functools.partial(per_device.map_examples, mesh=mesh)
   keys = jax.random.split(key_wave, batch_size)
   waveform = on_each(augment)(keys, waveform)
   waveform, targets = mixup.mixup(key_mix, waveform, targets, **config.mixup)

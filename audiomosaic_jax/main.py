@@ -20,7 +20,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from audiomosaic_jax import sharding
+from audiomosaic_jax import cluster
 
 MODES = {
   "pretrain": "audiomosaic_jax.pretrain",
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   if config.runtime.keep_freed_memory:
     keep_freed_memory()
-  sharding.initialize_distributed()
+  cluster.initialize_distributed()
   use_compilation_cache(config.runtime.compilation_cache, workdir)
   mode = importlib.import_module(MODES[config.mode])
   try:

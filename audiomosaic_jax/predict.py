@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from audiomosaic_jax import features, files, scores, sharding
+from audiomosaic_jax import features, files, per_device, scores, sharding
 from audiomosaic_jax.data import pipeline
 from audiomosaic_jax.data.sources import Source
 
@@ -88,7 +88,7 @@ def make_window_fn(model, config: ConfigDict, method: str) -> Callable:
   @jax.jit
   def compute(variables, pcm):
     waveform = features.pcm_to_float(pcm)
-    fbank = sharding.map_examples(spectrogram, mesh)(waveform)
+    fbank = per_device.map_examples(spectrogram, mesh)(waveform)
     return model.apply(variables, fbank, None, train=False, method=method)
 
   def windows(variables, source: Source) -> Windows:

@@ -66,11 +66,7 @@ def build_job(
   Raises:
     ValueError: two settings do not fit each other; nothing is compiled yet.
   """
-  mesh = sharding.make_mesh()
-  sharding.local_batch_size(config.batch_size, mesh)
-  sharding.check_at_once(
-    config.micro_batch_size, config.batch_size // mesh.devices.size
-  )
+  mesh = contrastive.make_mesh(config)
   source = datasets.guard(
     datasets.make_dataset(
       **config.data.source, sample_rate_hz=config.fbank.sample_rate_hz

@@ -9,7 +9,7 @@ from audiomosaic_jax import (
   experiment,
   features,
   masking,
-  sharding,
+  per_device,
 )
 
 ConfigDict = ml_collections.ConfigDict
@@ -40,7 +40,7 @@ def make(
 
   keys = jax.random.split(augment_key, len(pcm))
   at_once = config.micro_batch_size or None
-  fbank = sharding.map_examples(spectrogram, mesh, at_once)(keys, pcm)
+  fbank = per_device.map_examples(spectrogram, mesh, at_once)(keys, pcm)
   return fbank, keep_ids(mask_key, name, config)
 
 

@@ -8,13 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from audiomosaic_jax import (
-  contrastive,
-  experiment,
-  features,
-  sharding,
-  view,
-)
+from audiomosaic_jax import contrastive, experiment, features, per_device, view
 
 ConfigDict = ml_collections.ConfigDict
 # The forward pass alone is shown, but is part of the line after it.
@@ -29,12 +23,12 @@ def view_functions(
   def augmented(keys, pcm):
     waveform = features.pcm_to_float(pcm)
     augment = functools.partial(view.augment, config=config)
-    change = sharding.map_examples(augment, mesh)
+    change = per_device.map_examples(augment, mesh)
     return [change(jax.random.split(k, len(pcm)), waveform) for k in keys]
 
   def fbanks(keys, waveforms):
     log_mel = functools.partial(view.log_mel, config=config)
-    change = sharding.map_examples(log_mel, mesh)
+    change = per_device.map_examples(log_mel, mesh)
     return [
       change(jax.random.split(key, len(waveform)), waveform)
       for key, waveform in zip(keys, waveforms, strict=True)

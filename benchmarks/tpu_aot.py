@@ -28,7 +28,7 @@ from absl import app, flags
 from jax.experimental import topologies
 from ml_collections import config_flags
 
-from audiomosaic_jax import experiment, sharding
+from audiomosaic_jax import contrastive, experiment
 from benchmarks import hlo, train_step, weak_scaling
 
 ConfigDict = ml_collections.ConfigDict
@@ -113,9 +113,9 @@ def compile_step(
 ) -> Report:
   """Compiles the step of `config` for a topology and reads the result."""
   devices = topology_devices(topology)
-  mesh = sharding.make_mesh(devices)
   config = config.copy_and_resolve_references()
   config.batch_size = batch_per_device * len(devices)
+  mesh = contrastive.make_mesh(config, devices)
   setup = train_step.build(config, mesh)
   lowered = setup.step.lower(*setup.shapes)
   report = Report(

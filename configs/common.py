@@ -18,6 +18,7 @@ VIT_SIZES = {
   "small": {"width": 384, "depth": 12, "num_heads": 6},
   "base": {"width": 768, "depth": 12, "num_heads": 12},
   "large": {"width": 1024, "depth": 24, "num_heads": 16},
+  "huge": {"width": 1280, "depth": 32, "num_heads": 16},
 }
 
 # The order of the published code; `augment_level` n takes the first n of it

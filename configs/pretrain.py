@@ -82,6 +82,9 @@ def paper(args: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       "micro_batch_size": 0,
       # Split parameters and optimiser state over the devices: for a ViT-L.
       "split_state": False,
+      # Neighbouring devices that share one encoder, its heads and hidden
+      # channels: for a ViT-H. 1 is an encoder per device.
+      "tensor_devices": 1,
       # `total` and `warmup` count "epochs" or "steps".
       "duration": {"unit": "epochs", "total": 400.0, "warmup": 1.0},
       "data": {

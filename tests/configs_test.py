@@ -121,6 +121,7 @@ PARAMETERS = {
   "small": 21_855_360,
   "base": 86_111_232,
   "large": 303_696_128,
+  "huge": 631_394_816,
 }
 
 
@@ -240,7 +241,7 @@ def test_a_value_of_another_type_is_an_error_that_names_the_field():
   [
     ("papr", "preset='papr'.*paper, demo, smoke, released"),
     ("varient=base", "unknown argument 'varient'.*variant"),
-    ("variant=huge", "variant='huge'.*micro, tiny, small, base, large"),
+    ("variant=giant", "variant='giant'.*micro, tiny, small, base, large, huge"),
     ("mask=diagonal", "mask='diagonal'.*time_freq, time, freq, random"),
     ("batch_size=many", "batch_size='many' is not a int"),
     ("time_ratio=most", "time_ratio='most' is not a float"),

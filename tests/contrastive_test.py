@@ -17,6 +17,7 @@ from audiomosaic_jax import (
   losses,
   memory_queue,
   optimizer,
+  per_device,
   sharding,
 )
 from benchmarks import hlo, train_step
@@ -24,7 +25,7 @@ from benchmarks import hlo, train_step
 
 def build(config, num_devices):
   """Returns the compiled step, the first state and the batch sharding."""
-  mesh = sharding.make_mesh(jax.devices()[:num_devices])
+  mesh = contrastive.make_mesh(config, jax.devices()[:num_devices])
   model = experiment.build_model(config)
   shapes = jax.eval_shape(
     functools.partial(experiment.init_variables, model, config),
@@ -231,7 +232,7 @@ def test_activations_are_kept_for_a_micro_batch_and_not_for_the_batch():
 
 def test_a_micro_batch_that_does_not_divide_names_one_that_does():
   with pytest.raises(ValueError, match=r"5 .* 16 clips of a device; use 4"):
-    sharding.check_at_once(5, 16)
+    per_device.check_at_once(5, 16)
 
 
 @pytest.mark.slow
@@ -311,11 +312,18 @@ def test_a_momentum_of_one_is_refused():
     memory_queue.create(jax.random.key(0), {}, width=4, size=8, momentum=1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("tensor", "split"),
+  [
+    pytest.param(1, True, marks=pytest.mark.slow),
+    pytest.param(2, False, marks=pytest.mark.slow),
+    (2, True),
+  ],
+)
 def test_a_split_state_takes_the_same_step_and_every_device_keeps_its_part(
-  steps,
+  steps, tensor, split
 ):
-  config = tiny_config(split_state=True)
+  config = tiny_config(split_state=split, tensor_devices=tensor)
   _, ((state, metrics, _),) = take_steps(config, 8)
   for name, value in steps[1][2].items():
     np.testing.assert_allclose(metrics[name], value, rtol=2e-5)
@@ -325,7 +333,33 @@ def test_a_split_state_takes_the_same_step_and_every_device_keeps_its_part(
     kernel = tree["encoder"]["blocks"]["mlp"]["fc2"]["kernel"]
     depth, hidden, width = kernel.shape
     (part, *_) = kernel.addressable_shards
-    assert part.data.shape == (depth, hidden // 8, width)
+    data = 8 // tensor if split else 1
+    assert part.data.shape == (depth, hidden // tensor, width // data)
+
+
+@pytest.mark.slow
+def test_devices_that_share_an_encoder_compute_their_heads_and_channels():
+  config = tiny_config(tensor_devices=2)
+  setup = train_step.build(config, contrastive.make_mesh(config))
+  program = setup.step.lower(*setup.shapes).compile().as_text()
+  products = set(re.findall(r"= f32\[([\d,]+)\]\S* dot\(", program))
+  sums = re.findall(r"= f32\[([\d,]+)\]\S* all-reduce\(", program)
+  clips, width = config.batch_size // 4, config.model.encoder.width
+  # 24 and 32 patches stay, and there is a class token; two of four heads.
+  for tokens in (25, 33):
+    assert f"{clips},2,{tokens},{tokens}" in products
+    assert f"{clips},4,{tokens},{tokens}" not in products
+    assert f"{clips * tokens},{2 * width}" in products
+    assert f"{clips * tokens},{4 * width}" not in products
+    # Two in a block going forward and two going backward.
+    assert sums.count(f"{clips},1,{tokens},{width}") == 4
+
+
+def test_heads_that_devices_cannot_share_are_refused():
+  config = tiny_config(tensor_devices=8)
+  config.model.encoder.num_heads = 4
+  with pytest.raises(ValueError, match="tensor_devices 8 cannot share the 4"):
+    contrastive.make_mesh(config)
 
 
 def test_a_split_state_is_gathered_and_its_gradients_are_scattered():

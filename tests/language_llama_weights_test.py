@@ -45,7 +45,7 @@ def counting(tensors, read):
 @FOLDERS
 @MESHES
 def test_every_device_reads_only_its_slices(name, tensor):
-  mesh = sharding.make_decoder_mesh(tensor)
+  mesh = sharding.make_mesh(tensor=tensor)
   tensors, read = opened(name), []
   model = tiny_llama.stored(name)
   params = llama_weights.read_params(counting(tensors, read), model, mesh)
@@ -68,7 +68,7 @@ def test_every_device_reads_only_its_slices(name, tensor):
 @MESHES
 def test_split_over_eight_devices_it_is_the_same_decoder(name, tensor):
   model, expected = tiny_llama.stored(name), tiny_llama.golden(name)
-  mesh = sharding.make_decoder_mesh(tensor)
+  mesh = sharding.make_mesh(tensor=tensor)
   params = llama_weights.read_params(opened(name), model, mesh)
   jax.tree.map(
     np.testing.assert_array_equal, params, tiny_llama.stored_params(name)
@@ -92,7 +92,7 @@ def test_split_over_eight_devices_it_is_the_same_decoder(name, tensor):
 def test_adapters_and_norms_are_on_every_device():
   model = tiny_llama.build(lora_rank=2)
   params = tiny_llama.random_params(model)
-  places = sharding.decoder_sharding(params, sharding.make_decoder_mesh(2))
+  places = sharding.decoder_sharding(params, sharding.make_mesh(tensor=2))
   whole = {
     path[-1]
     for path, place in traverse_util.flatten_dict(places).items()
@@ -110,7 +110,7 @@ def test_an_axis_that_the_devices_do_not_divide_is_not_split():
 
 def test_a_mesh_of_no_divisor_is_refused():
   with pytest.raises(ValueError, match="8 devices cannot be split by tensor 3"):
-    sharding.make_decoder_mesh(3)
+    sharding.make_mesh(tensor=3)
 
 
 def test_weights_take_the_type_of_the_model():

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 
-from audiomosaic_jax import checkpoint, sharding
+from audiomosaic_jax import checkpoint, cluster
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, SAVE_EVERY = 18, 6
@@ -231,7 +231,7 @@ def test_a_sigterm_to_one_saves_on_both_at_one_step_and_exits_zero(stopped):
 def test_both_end_soon_after_one_is_killed(lost):
   workdir, codes, seconds, output = lost
   assert codes[1] == -signal.SIGKILL and codes[0] != 0, output
-  assert seconds < sharding.HEARTBEAT_TIMEOUT_S + 30
+  assert seconds < cluster.HEARTBEAT_TIMEOUT_S + 30
   assert "Connection" in output or "heartbeat" in output, output
   assert 2 * SAVE_EVERY in steps_saved(workdir)
 
@@ -275,7 +275,7 @@ def test_the_first_process_may_be_the_one_that_is_stopped_or_lost(
   assert_same_losses(folder / "first", reference, range(1, step + 4))
   codes, seconds, output = lose_one(folder / "first_lost", reference, victim=0)
   assert codes[0] == -signal.SIGKILL and codes[1] != 0, output
-  assert seconds < sharding.HEARTBEAT_TIMEOUT_S + 30
+  assert seconds < cluster.HEARTBEAT_TIMEOUT_S + 30
   with Job(folder / "first_lost", 2) as job:
     assert job.end()[0] == [0, 0], job.output()
   assert_same_losses(folder / "first_lost", reference, range(1, STEPS + 1))

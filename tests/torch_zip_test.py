@@ -12,12 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from audiomosaic_jax import (
-  sharding,
-  torch_files,
-  torch_zip,
-  weight_files,
-)
+from audiomosaic_jax import sharding, torch_files, torch_zip, weight_files
 from audiomosaic_jax.language import llama_weights
 from tests import tiny_llama
 
@@ -166,7 +161,7 @@ def test_a_decoder_of_pytorch_files_is_that_of_safetensors(tmp_path):
   stored = torch_files.read(tiny_llama.GOLDEN / name).tensors
   state = {key: torch.from_numpy(x) for key, x in stored.items()}
   torch.save(state, tmp_path / "pytorch_model.bin")
-  mesh = sharding.make_decoder_mesh(2)
+  mesh = sharding.make_mesh(tensor=2)
   params = llama_weights.read_params(
     weight_files.open_weights(tmp_path), tiny_llama.stored(name), mesh
   )

@@ -17,7 +17,7 @@ from audiomosaic_jax import (
   encoder_source,
   experiment,
   features,
-  sharding,
+  per_device,
 )
 from audiomosaic_jax.language import audio_weights, partition, peft_adapters
 from audiomosaic_jax.models import lora
@@ -101,7 +101,7 @@ def make_spectrogram(config: ConfigDict, mesh: jax.sharding.Mesh):
     fbank = features.log_mel_fbank(waveform, **config.fbank)
     return features.standardize(fbank, **config.spectrogram)[0]
 
-  return sharding.map_examples(one, mesh)
+  return per_device.map_examples(one, mesh)
 
 
 def make_prompt_fn(model: AudioLM, config: ConfigDict, mesh):

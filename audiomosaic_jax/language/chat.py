@@ -220,7 +220,7 @@ def load_chat(
   folder, record = stages.find(config, workdir, stage)
   # Every device has its part of each product: none gathers kernels for each
   # token of an answer.
-  mesh = sharding.make_decoder_mesh(jax.device_count())
+  mesh = sharding.make_mesh(tensor=jax.device_count())
   held = base.open_base(
     **base.place(config, workdir), mesh=mesh, **config.model.llama
   )

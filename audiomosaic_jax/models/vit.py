@@ -69,6 +69,29 @@ class PatchEmbed(nn.Module):
     return NORMS[self.norm](dtype=self.dtype, name="norm")(x)
 
 
+class HeadsDense(nn.Module):
+  """Dense layer to q, k and v of every head, stored as one flat kernel.
+
+  The product sees the heads as an axis, so that devices can share them out.
+  """
+
+  num_heads: int
+  use_bias: bool
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N 3 H C"]:
+    width = x.shape[-1]
+    heads = (3, self.num_heads, width // self.num_heads)
+    kernel = self.param("kernel", DENSE_INIT, (width, 3 * width))
+    kernel = jnp.asarray(kernel, self.dtype).reshape(width, *heads)
+    y = jnp.einsum("bnd,dshc->bnshc", jnp.asarray(x, self.dtype), kernel)
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (3 * width,))
+      y += jnp.asarray(bias, self.dtype).reshape(heads)
+    return y
+
+
 class Attention(nn.Module):
   """Multi-head self-attention; the fused qkv is laid out [q|k|v][head][dim].
 
@@ -88,8 +111,7 @@ class Attention(nn.Module):
     self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None
   ) -> Float[Array, "B N D"]:
     batch, length, width = x.shape
-    qkv = _dense(3 * width, self.qkv_bias, self.dtype, "qkv")(x)
-    qkv = qkv.reshape(batch, length, 3, self.num_heads, -1)
+    qkv = HeadsDense(self.num_heads, self.qkv_bias, self.dtype, name="qkv")(x)
     q, k, v = (qkv[:, :, i] for i in range(3))
     if self.qk_norm:
       q = NORMS[self.norm](dtype=self.dtype, name="q_norm")(q)
