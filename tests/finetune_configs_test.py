@@ -165,7 +165,7 @@ def test_the_rates_and_decays_of_layers_are_the_published_groups():
 
 
 # Their recipes are those of another one.
-SIMILAR = ("as20k", "as2m", "envsdd_tta", "spc1", "vggsound")
+SIMILAR = ("as20k", "as2m", "envsdd_tta", "spc1", "spc2", "vggsound")
 
 
 @pytest.mark.parametrize(

@@ -191,12 +191,9 @@ def losses_of(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   """A run of two stages that nothing interrupted."""
-  cache = tmp_path_factory.mktemp("compiled")
-  jax.config.update("jax_compilation_cache_dir", str(cache))
   workdir = tmp_path_factory.mktemp("finished")
   assert run(tiny_instruct.tiny_config(workdir), workdir)
-  yield workdir
-  jax.config.update("jax_compilation_cache_dir", None)
+  return workdir
 
 
 def learned_in(workdir, stage="stage_2"):

@@ -149,12 +149,13 @@ def test_every_notebook_is_listed_here():
 
 
 # What the second one calls, the others and tests/finetune_test.py call, too.
+# Left to `make test-slow`.
+LONG = ("02_linear_probe", "03_look_inside")
+
+
 @pytest.mark.parametrize(
   "name",
-  [
-    pytest.param(n, marks=[pytest.mark.slow] * (n == "02_linear_probe"))
-    for n in EXPECTED
-  ],
+  [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in EXPECTED],
 )
 def test_a_notebook_runs_from_top_to_bottom(
   name, encoder, model, task, runtime

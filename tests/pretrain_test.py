@@ -3,7 +3,6 @@
 import json
 import math
 
-import jax
 import numpy as np
 import pytest
 from tiny_pretrain import STEPS, tiny_config
@@ -50,15 +49,6 @@ def test_a_batch_that_does_not_divide_names_the_next_ones():
     sharding.local_batch_size(100, mesh)
 
 
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-  """Keeps the loop's programs between tests, which all run the same job."""
-  cache = tmp_path_factory.mktemp("compiled")
-  jax.config.update("jax_compilation_cache_dir", str(cache))
-  yield
-  jax.config.update("jax_compilation_cache_dir", None)
-
-
 def read_steps(workdir):
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   return [json.loads(line)["step"] for line in lines]
@@ -79,7 +69,7 @@ def fail_at(monkeypatch, bad_step, times):
 
 @pytest.mark.slow
 def test_a_non_finite_loss_goes_back_and_on_with_other_clips(
-  monkeypatch, tmp_path, compiled_once
+  monkeypatch, tmp_path
 ):
   fail_at(monkeypatch, bad_step=4, times=1)
   config = tiny_config()
@@ -89,9 +79,8 @@ def test_a_non_finite_loss_goes_back_and_on_with_other_clips(
   assert checkpoint.load_meta(tmp_path)["rollbacks"] == 1
 
 
-def test_a_loss_that_stays_non_finite_stops_with_advice(
-  monkeypatch, tmp_path, compiled_once
-):
+@pytest.mark.slow
+def test_a_loss_that_stays_non_finite_stops_with_advice(monkeypatch, tmp_path):
   fail_at(monkeypatch, bad_step=3, times=math.inf)
   config = tiny_config(max_rollbacks=1)
   with pytest.raises(pretrain.NonFiniteLossError, match=r"2 times.*base_lr"):
@@ -99,9 +88,7 @@ def test_a_loss_that_stays_non_finite_stops_with_advice(
 
 
 @pytest.mark.slow
-def test_every_iterator_is_closed_after_a_rollback_too(
-  monkeypatch, tmp_path, compiled_once
-):
+def test_every_iterator_is_closed_after_a_rollback_too(monkeypatch, tmp_path):
   opened, closed = [], []
   make, close = pipeline.train_iterator, pipeline.TrainIterator.close
 
@@ -121,7 +108,7 @@ def test_every_iterator_is_closed_after_a_rollback_too(
   assert closed == opened
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path, compiled_once):
+def test_a_finished_run_is_not_trained_again(tmp_path):
   config = tiny_config()
   assert pretrain.train(config, 0, tmp_path, None)
   before = (tmp_path / "metrics.jsonl").read_text()
