@@ -379,17 +379,14 @@ def test_a_split_state_is_gathered_and_its_gradients_are_scattered():
 
 def test_an_axis_that_the_devices_do_not_divide_stays_whole():
   mesh = sharding.make_mesh()
-  state = {
-    "encoder": {
-      "blocks": {
-        "fc1": {"kernel": jnp.zeros((2, 16, 4)), "bias": jnp.zeros((2, 16))},
-        "fc2": {"kernel": jnp.zeros((2, 12, 4))},
-      }
-    }
+  mlp = {
+    "fc1": {"kernel": jnp.zeros((2, 16, 4)), "bias": jnp.zeros((2, 16))},
+    "fc2": {"kernel": jnp.zeros((2, 4, 12))},
   }
+  state = {"encoder": {"blocks": {"mlp": mlp}}}
   found = sharding.state_sharding(state, mesh, split=True)
-  blocks = found["encoder"]["blocks"]
+  found = found["encoder"]["blocks"]["mlp"]
   whole = sharding.replicated(mesh)
-  assert blocks["fc1"]["kernel"].shard_shape((2, 16, 4)) == (2, 2, 4)
-  assert blocks["fc1"]["bias"].is_equivalent_to(whole, 2)
-  assert blocks["fc2"]["kernel"].is_equivalent_to(whole, 3)
+  assert found["fc1"]["kernel"].shard_shape((2, 16, 4)) == (2, 2, 4)
+  assert found["fc1"]["bias"].is_equivalent_to(whole, 2)
+  assert found["fc2"]["kernel"].is_equivalent_to(whole, 3)
