@@ -7,11 +7,9 @@ Any field can be overridden: `--config.optimizer.weight_decay=0.01`. A run that
 was interrupted continues when the same command is given again.
 """
 
-import ctypes
 import importlib
 import os
 import pathlib
-import platform
 import sys
 import traceback
 from typing import NoReturn
@@ -20,7 +18,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from audiomosaic_jax import cluster
+from audiomosaic_jax import cluster, heap
 
 MODES = {
   "pretrain": "audiomosaic_jax.pretrain",
@@ -57,7 +55,7 @@ def main(argv: list[str]) -> None:
     )
   logging.set_verbosity(logging.WARNING)
   if config.runtime.keep_freed_memory:
-    keep_freed_memory()
+    heap.keep_freed_memory()
   cluster.initialize_distributed()
   use_compilation_cache(config.runtime.compilation_cache, workdir)
   mode = importlib.import_module(MODES[config.mode])
@@ -107,24 +105,6 @@ def use_compilation_cache(setting: str, workdir: pathlib.Path) -> None:
   folder = workdir / "compiled" if setting == "workdir" else setting
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-def keep_freed_memory() -> None:
-  """Keeps freed memory in the process, for the next step to take.
-
-  On a CPU every step frees temporaries of many megabytes. The C library gives
-  them back to the system, which clears each page again when the next step
-  touches it. With one heap for all threads that grows and never shrinks they
-  stay. It must be set before threads have heaps of their own. Libraries other
-  than GNU's are left as they are.
-  """
-  if platform.libc_ver()[0] != "glibc":
-    return
-  mallopt = ctypes.CDLL(None).mallopt
-  trim_threshold, mmap_max, arena_max = -1, -4, -8  # Names of malloc.h.
-  mallopt(arena_max, 1)
-  mallopt(mmap_max, 0)
-  mallopt(trim_threshold, 2**31 - 1)
 
 
 if __name__ == "__main__":

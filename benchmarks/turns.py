@@ -14,6 +14,8 @@ from typing import Any
 
 import tqdm
 
+from audiomosaic_jax import heap
+
 Figures = dict[str, Any]
 
 
@@ -26,6 +28,7 @@ class Player:
     make: Callable[..., Callable[..., Figures]],
     arguments: Sequence[Any],
     environment: Mapping[str, str],
+    keep_freed_memory: bool = False,
   ):
     """Starts the process and waits until `make` has returned.
 
@@ -34,6 +37,7 @@ class Player:
       make: a function of a module, which returns what is done at each turn.
       arguments: of `make`.
       environment: variables of the process, besides those of this one.
+      keep_freed_memory: as `config.runtime` says.
 
     Raises:
       RuntimeError: the process ended.
@@ -43,7 +47,7 @@ class Player:
     self._pipe, other_end = context.Pipe()
     # No daemon: those may have no worker processes.
     self._process = context.Process(
-      target=_play, args=(other_end, make, tuple(arguments))
+      target=_play, args=(other_end, make, tuple(arguments), keep_freed_memory)
     )
     with _environment(environment):
       self._process.start()
@@ -113,8 +117,10 @@ def peak_memory() -> int:
   return 1024 * int(sizes[0]) if sizes else -1
 
 
-def _play(pipe, make: Callable, arguments: tuple) -> None:
+def _play(pipe, make: Callable, arguments: tuple, keep_memory: bool) -> None:
   """Makes the program and acts until the other end closes."""
+  if keep_memory:
+    heap.keep_freed_memory()
   act = make(*arguments)
   pipe.send({})
   with contextlib.suppress(EOFError):

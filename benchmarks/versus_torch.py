@@ -188,7 +188,11 @@ def players(
     "JAX_PLATFORMS": device,
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
   }
-  start = functools.partial(turns.Player, environment=environment)
+  start = functools.partial(
+    turns.Player,
+    environment=environment,
+    keep_freed_memory=config.runtime.keep_freed_memory,
+  )
   ours = start(OURS, make_ours, (config, ids))
   found = [stack.enter_context(ours)]
   # What JAX computes for PyTorch's inputs is no work for the GPU.

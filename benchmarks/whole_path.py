@@ -277,9 +277,10 @@ def run(
     (OURS, make_ours, (config, folder), environment),
     (THEIRS, make_theirs, theirs, environment | {"JAX_PLATFORMS": "cpu"}),
   ]
+  keep = config.runtime.keep_freed_memory
   with contextlib.ExitStack() as stack:
     players = [
-      stack.enter_context(turns.Player(*program)) for program in programs
+      stack.enter_context(turns.Player(*program, keep)) for program in programs
     ]
     trained, read = (
       turns.play(players, rounds, turn_steps, train) for train in (True, False)

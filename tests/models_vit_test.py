@@ -1,6 +1,7 @@
 import json
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -387,6 +388,27 @@ def test_auto_takes_the_fused_kernel_only_where_it_does_the_same(
   q = jnp.zeros((2, 5, 3, width), dtype)
   assert kernels.choose("auto", q, masked=masked) == kernel
   assert kernels.choose("xla", q, masked=masked) == "xla"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_and_its_gradients_equal_those_of_jax(dtype, masked):
+  q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 9, 3, 16), dtype)
+  valid = jnp.arange(9) < jnp.array([[4], [9]]) if masked else None
+  mask = valid[:, None, None, :] if masked else None
+
+  def ours(q, k, v):
+    return kernels.attend(q, k, v, valid, "xla")
+
+  def theirs(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+  found, expected = (
+    (*jax.vjp(attend, q, k, v)[1](jnp.ones_like(q)), attend(q, k, v))
+    for attend in (ours, theirs)
+  )
+  tolerance = 1e-6 if dtype == "float32" else 2**-8
+  chex.assert_trees_all_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize(

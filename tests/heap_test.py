@@ -1,4 +1,4 @@
-"""What the entry point does before it hands over to a loop."""
+"""What happens to memory that programs have freed."""
 
 import platform
 import subprocess
@@ -9,14 +9,14 @@ import pytest
 CODE = """
 import sys
 import numpy as np
-from audiomosaic_jax import main
+from audiomosaic_jax import heap
 
 def resident():
   with open("/proc/self/statm") as file:
     return int(file.read().split()[1]) * 4096
 
 if sys.argv[1] == "keep":
-  main.keep_freed_memory()
+  heap.keep_freed_memory()
 before = resident()
 large = np.ones(2**27, np.uint8)
 del large
