@@ -218,8 +218,8 @@ def test_the_ratio_is_taken_within_each_round():
 
 def fake_calls(variant, clips):
   del variant
-  seconds = {"first_s": 5.0, "seconds": [1.0 * clips] * 3}
-  return {"cold": seconds, "cached": seconds | {"first_s": 1.5}}
+  cold = {"compile_s": 4.0, "seconds": [1.0 * clips] * 3}
+  return {"cold": cold, "cached": {"compile_s": 0.5, "seconds": []}}
 
 
 def test_cells_that_would_take_too_long_are_named_and_not_run():
@@ -256,10 +256,12 @@ def test_an_encoder_is_timed_from_waveforms(tmp_path, monkeypatch):
   try:
     measure = inference.make_measure(settings, str(tmp_path))
     figures = measure("tiny", 2)
+    again = measure("tiny", 2)
   finally:
     jax.config.update("jax_compilation_cache_dir", before)
+    jax.monitoring.clear_event_listeners()
   assert len(figures["seconds"]) == 2
-  assert figures["first_s"] > max(figures["seconds"]) > 0
+  assert figures["compile_s"] > again["compile_s"] > 0
   assert inference.call_flops("tiny", 2, 1.0) == 2 * inference.call_flops(
     "tiny", 1, 1.0
   )
