@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import ml_collections
 
@@ -101,27 +101,46 @@ def cycles(text: str, part: Callable[[str], str]) -> dict[str, int]:
   return dict(total.most_common())
 
 
-def role(collective: Collective, config: ConfigDict, shapes) -> str:
+def roles(
+  text: str, config: ConfigDict, shapes: Iterable[tuple[int, ...]]
+) -> dict[str, list[Collective]]:
+  """Returns role -> the collectives of a compiled program that play it."""
+  found, shapes = {}, set(shapes)
+  for collective in collectives(text):
+    found.setdefault(role(collective, config, shapes), []).append(collective)
+  return found
+
+
+def role(
+  collective: Collective, config: ConfigDict, shapes: Iterable[tuple[int, ...]]
+) -> str:
   """Says what a collective is for, from its kind and shapes.
 
   Args:
     collective: the instruction.
     config: the experiment, with the global batch size.
-    shapes: shapes of all parameters.
+    shapes: shapes of all parameters, of the whole and of a device's part.
 
   Returns:
     "embeddings" (or a number for each), "embedding gradients", "parameters",
     "BatchNorm statistics", "scalars", "scalars of a random loop", "gradients",
-    or "unexpected".
+    "activations" and "views" (of devices that share an encoder), or
+    "unexpected".
   """
   projector = config.model.projector
   embedding = (config.batch_size, projector.out_features)
   dims = {shape for _, shape in collective.shapes}
+  if config.tensor_devices > 1:
+    if all(_is_activation(shape, config) for shape in dims):
+      return "activations"
+    if all(_is_view(shape, config) for shape in dims):
+      return "views"
   if collective.kind == "all-gather":
     if dims <= {embedding, (config.batch_size,)}:
       return "embeddings"
-    split = config.split_state and dims <= set(shapes)
-    return "parameters" if split else "unexpected"
+    divided = config.split_state or config.tensor_devices > 1
+    known = set(shapes) | _heads(config)
+    return "parameters" if divided and dims <= known else "unexpected"
   if collective.kind == "reduce-scatter" and config.split_state:
     return "gradients"
   if collective.kind != "all-reduce":
@@ -140,8 +159,34 @@ def role(collective: Collective, config: ConfigDict, shapes) -> str:
   tokens = math.prod(experiment.token_grid(config))
   known = {(), (tokens, config.model.encoder.width)}
   known |= {_squeezed(shape[i:]) for shape in shapes for i in (0, 1)}
+  # Biases of channels that devices share out are whole, their gradients not.
+  parts = config.tensor_devices
+  known |= {(*shape[:-1], shape[-1] // parts) for shape in known if shape}
   known |= {shape[::-1] for shape in known if len(shape) == 2}
   return "gradients" if set(map(_squeezed, dims)) <= known else "unexpected"
+
+
+def _is_activation(shape: tuple[int, ...], config: ConfigDict) -> bool:
+  """Whether it is tokens of some clips, that blocks hand on, or their means."""
+  tokens = experiment.tokens_per_view(config).values()
+  width = config.model.encoder.width
+  known = {(width,)} | {(count, width) for count in tokens}
+  return _squeezed(shape)[1:] in known
+
+
+def _heads(config: ConfigDict) -> set[tuple[int, ...]]:
+  """Returns the shapes of q, k and v's kernel and bias by heads."""
+  encoder = config.model.encoder
+  heads = (3, encoder.num_heads, encoder.width // encoder.num_heads)
+  return {heads, (encoder.width, *heads)}
+
+
+def _is_view(shape: tuple[int, ...], config: ConfigDict) -> bool:
+  """Whether it is what an encoder takes of some clips: spectrograms, ids."""
+  tokens = experiment.tokens_per_view(config).values()
+  kept = {(count - config.model.encoder.class_token,) for count in tokens}
+  frames, bands = config.spectrogram.num_frames, config.fbank.num_mel_bins
+  return _squeezed(shape)[1:] in {(frames, bands)} | kept
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

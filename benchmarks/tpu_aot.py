@@ -44,6 +44,10 @@ HBM_GIB = {
 }
 
 
+# Roles of collectives that may be all-gathers.
+GATHERED = ("embeddings", "parameters", "views", "activations")
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
   """What the compiler says about one topology and batch.
@@ -53,6 +57,7 @@ class Report:
     device_kind: name of the device.
     num_devices: devices of the topology.
     batch_per_device: clips per device.
+    tensor_devices: devices that share an encoder.
     flops_per_step: of the encoder, on one device.
     compile_s: time of the compilation.
     memory: bytes by kind, of `train_step.memory_bytes`; None if too much.
@@ -65,6 +70,7 @@ class Report:
   device_kind: str
   num_devices: int
   batch_per_device: int
+  tensor_devices: int
   flops_per_step: float
   compile_s: float = 0.0
   memory: dict[str, int] | None = None
@@ -123,6 +129,7 @@ def compile_step(
     device_kind=devices[0].device_kind,
     num_devices=len(devices),
     batch_per_device=batch_per_device,
+    tensor_devices=config.tensor_devices,
     flops_per_step=experiment.flops_per_pair(config) * batch_per_device,
   )
   start = time.perf_counter()
@@ -142,12 +149,7 @@ def compile_step(
     name = f"{topology.replace(':', '_')}_{batch_per_device}.hlo"
     pathlib.Path(hlo_dir).mkdir(parents=True, exist_ok=True)
     (pathlib.Path(hlo_dir) / name).write_text(text)
-  shapes = [leaf.shape for leaf in jax.tree.leaves(setup.shapes[0].params)]
-  roles = {}
-  for collective in hlo.collectives(text):
-    roles.setdefault(hlo.role(collective, config, shapes), []).append(
-      collective
-    )
+  roles = hlo.roles(text, config, train_step.parameter_shapes(setup))
   return dataclasses.replace(
     report,
     compile_s=seconds,
@@ -197,8 +199,8 @@ def verdicts(report: Report) -> list[str]:
   checks = {
     "no all-to-all": not kinds & {"all-to-all", "ragged-all-to-all"},
     "no collective-permute": "collective-permute" not in kinds,
-    "all-gathers of embeddings and of split parameters only": all(
-      name in ("embeddings", "parameters") or c.kind != "all-gather"
+    "all-gathers of embeddings only, or of what devices share": all(
+      name in GATHERED or c.kind != "all-gather"
       for name, found in roles.items()
       for c in found
     ),
@@ -309,6 +311,7 @@ def details(report: Report) -> list[str]:
       batch_per_device=report.batch_per_device,
       cycles=total,
       counts=tuple(report.num_devices * 4**i for i in range(4)),
+      tensor_devices=report.tensor_devices,
     ),
     "",
     f"Estimated cycles: {total / 1e6:.0f} million for "

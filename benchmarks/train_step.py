@@ -100,6 +100,13 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
   )
 
 
+def parameter_shapes(setup: Setup) -> set[tuple[int, ...]]:
+  """Returns the shapes of the parameters, and of what a device has of them."""
+  leaves = jax.tree.leaves(setup.shapes[0].params)
+  parts = {leaf.sharding.shard_shape(leaf.shape) for leaf in leaves}
+  return {leaf.shape for leaf in leaves} | parts
+
+
 def synthetic_batch(shape: jax.ShapeDtypeStruct) -> dict[str, jax.Array]:
   """Returns noise in the shape and on the devices of a batch."""
   rng = np.random.default_rng(0)

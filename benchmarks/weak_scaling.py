@@ -31,6 +31,8 @@ CYCLES_PER_S = {
 }
 # Results that hold a row for every clip of the global batch.
 GROWING = ("embeddings", "embedding gradients")
+# What crosses the tensor axis only, whatever the number of devices.
+NEIGHBOURLY = ("activations", "views")
 HEADER = (
   "| devices | global batch | MB sent per device | ms on the links | "
   "ms of computation | share of time that computes |"
@@ -55,6 +57,7 @@ def rows(
   batch_per_device: int,
   cycles: int,
   counts: tuple[int, ...],
+  tensor_devices: int = 1,
 ) -> list[str]:
   """Returns a line of the table of HEADER for each number of devices.
 
@@ -65,11 +68,12 @@ def rows(
     batch_per_device: clips of a device, in all lines.
     cycles: the compiler's estimate for the computation of the step.
     counts: numbers of devices to tell about.
+    tensor_devices: devices that share an encoder.
   """
   lines = []
   for count in counts:
     sent = sum(
-      sent_bytes(collective, count)
+      sent_bytes(collective, tensor_devices if role in NEIGHBOURLY else count)
       * (count / num_devices if role in GROWING else 1)
       for role, found in collectives.items()
       for collective in found

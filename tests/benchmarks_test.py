@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from audiomosaic_jax import sharding
+from audiomosaic_jax import contrastive, sharding
 from benchmarks import hlo, tpu_aot, train_step, weak_scaling
 from configs import pretrain
 
@@ -64,6 +64,7 @@ def report(fits=True, batch=4, **roles):
     device_kind="TPU v5 lite",
     num_devices=8,
     batch_per_device=batch,
+    tensor_devices=1,
     compile_s=1.0,
     memory={
       "argument": 3 << 30,
@@ -157,7 +158,28 @@ def test_text_that_is_not_hlo_is_refused():
 def test_every_collective_has_a_role(expected, found):
   config = tiny_config()
   setup = train_step.build(config, sharding.make_mesh())
-  shapes = [leaf.shape for leaf in jax.tree.leaves(setup.shapes[0].params)]
+  shapes = train_step.parameter_shapes(setup)
+  assert hlo.role(found, config, shapes) == expected
+
+
+@pytest.mark.parametrize(
+  ("expected", "found"),
+  [
+    # Four clips of 25 tokens, mapped one by one; and their spectrograms.
+    ("activations", collective("all-reduce", (4, 1, 25, 16))),
+    ("views", collective("all-gather", (4, 128, 128), (4, 24))),
+    ("parameters", collective("all-gather", (16, 3, 2, 8))),
+    # A device's half of the stacked kernels and biases of fc1.
+    ("gradients", collective("all-reduce", (2, 16, 32), (2, 32))),
+    ("unexpected", collective("all-reduce", (4, 1, 26, 16))),
+    ("unexpected", collective("all-gather", (4, 128, 64))),
+  ],
+)
+def test_every_collective_of_a_shared_encoder_has_a_role(expected, found):
+  config = tiny_config()
+  config.tensor_devices = 2
+  setup = train_step.build(config, contrastive.make_mesh(config))
+  shapes = train_step.parameter_shapes(setup)
   assert hlo.role(found, config, shapes) == expected
 
 
@@ -295,15 +317,14 @@ def test_the_table_has_the_step_every_piece_and_the_operations(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_recipe_moves_nothing_but_embeddings_and_sums():
+@pytest.mark.parametrize("tensor_devices", [1, 2])
+def test_the_whole_recipe_moves_nothing_but_embeddings_and_sums(tensor_devices):
   config = tiny_config()
+  config.tensor_devices = tensor_devices
   config.augment_waveform = pretrain.get_config("smoke").augment_waveform
-  setup = train_step.build(config, sharding.make_mesh())
+  setup = train_step.build(config, contrastive.make_mesh(config))
   text = setup.step.lower(*setup.shapes).compile().as_text()
-  shapes = [leaf.shape for leaf in jax.tree.leaves(setup.shapes[0].params)]
-  roles = {}
-  for found in hlo.collectives(text):
-    roles.setdefault(hlo.role(found, config, shapes), []).append(found)
+  roles = hlo.roles(text, config, train_step.parameter_shapes(setup))
   checked = dataclasses.replace(report(), collectives=roles)
   lines = tpu_aot.verdicts(checked)
   assert not [line for line in lines if not line.startswith("yes")]
