@@ -33,7 +33,7 @@ import jax
 from absl import app, flags, logging
 from jax.experimental import multihost_utils
 
-from audiomosaic_jax import cluster, embed_output, embed_shards, files
+from audiomosaic_jax import cluster, embed_output, embed_shards, files, heap
 from audiomosaic_jax.data import beam, recordings
 
 ENCODER = flags.DEFINE_string(
@@ -71,6 +71,11 @@ BAD = flags.DEFINE_string(
 MAX_BAD_FRACTION = flags.DEFINE_float(
   "max_bad_fraction", 0.05, "Share of bad recordings that is no failure."
 )
+KEEP_FREED_MEMORY = flags.DEFINE_bool(
+  "keep_freed_memory",
+  True,
+  "Keep freed memory for the next batch, which is faster on a CPU.",
+)
 RUNNER = flags.DEFINE_string(
   "runner", "", "A runner of Apache Beam; default: this process."
 )
@@ -84,6 +89,8 @@ REMIND_EVERY = 60
 def main(argv: list[str]) -> None:
   """Embeds what is not there yet, then joins it."""
   logging.set_verbosity(logging.WARNING)
+  if KEEP_FREED_MEMORY.value:
+    heap.keep_freed_memory()
   cluster.initialize_distributed()
   try:
     bad, total = run(argv[1:])

@@ -189,7 +189,12 @@ def table(figures: Figures) -> str:
 
 
 def run(
-  variants: list[str], batches: list[int], device: str, settings: Settings
+  variants: list[str],
+  batches: list[int],
+  device: str,
+  settings: Settings,
+  *,
+  keep_freed_memory: bool,
 ) -> Figures:
   """Returns the figures of all cells, measured in two processes.
 
@@ -198,6 +203,7 @@ def run(
     batches: clips per call.
     device: JAX's name of the platform.
     settings: what is timed.
+    keep_freed_memory: as `embed` does, if not told otherwise.
   """
   environment = {
     "JAX_PLATFORMS": device,
@@ -209,7 +215,9 @@ def run(
     cache = stack.enter_context(tempfile.TemporaryDirectory())
     players = {
       name: stack.enter_context(
-        turns.Player(name, make_measure, (own, cache), environment)
+        turns.Player(
+          name, make_measure, (own, cache), environment, keep_freed_memory
+        )
       )
       for name, own in each.items()
     }
@@ -224,7 +232,11 @@ def run(
         unit="cell",
       )
     )
-  return settings._asdict() | {"device": device, "cells": found}
+  return settings._asdict() | {
+    "device": device,
+    "keep_freed_memory": keep_freed_memory,
+    "cells": found,
+  }
 
 
 def main(argv: list[str]) -> None:
@@ -242,7 +254,13 @@ def main(argv: list[str]) -> None:
     budget_s=BUDGET_S.value,
   )
   batches = [int(clips) for clips in BATCHES.value]
-  figures = run(VARIANTS.value, batches, DEVICE.value, settings)
+  figures = run(
+    VARIANTS.value,
+    batches,
+    DEVICE.value,
+    settings,
+    keep_freed_memory=KEEP_FREED_MEMORY.value,
+  )
   print(table(figures))
   report.write_json(JSON.value, figures, DEVICE.value)
 
@@ -259,5 +277,8 @@ if __name__ == "__main__":
     "repeats", 5, "Timed calls per cell, at most.", lower_bound=1
   )
   BUDGET_S = flags.DEFINE_float("budget_s", 60.0, "Seconds of a cell, at most.")
+  KEEP_FREED_MEMORY = flags.DEFINE_bool(
+    "keep_freed_memory", True, "As of embed; matters on a CPU."
+  )
   JSON = flags.DEFINE_string("json", "", "File to write the figures to.")
   app.run(main)
