@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from audiomosaic_jax.models import vit
+from audiomosaic_jax.models import kernels, vit
 
 
 @functools.partial(jax.jit, static_argnames="encoder")
@@ -91,8 +91,7 @@ def _block_weights(
   query, key = qkv[:, :, 0], qkv[:, :, 1]
   if encoder.qk_norm:
     query, key = found["q_norm"], found["k_norm"]
-  logits = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
-  return jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1)
+  return kernels.attention_weights(query, key, None)
 
 
 def _named(*names: str):

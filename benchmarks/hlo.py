@@ -119,7 +119,7 @@ def role(
   Args:
     collective: the instruction.
     config: the experiment, with the global batch size.
-    shapes: shapes of all parameters, of the whole and of a device's part.
+    shapes: shapes of all parameters, and of their parts on the tensor axis.
 
   Returns:
     "embeddings" (or a number for each), "embedding gradients", "parameters",
@@ -138,8 +138,9 @@ def role(
   if collective.kind == "all-gather":
     if dims <= {embedding, (config.batch_size,)}:
       return "embeddings"
-    divided = config.split_state or config.tensor_devices > 1
-    known = set(shapes) | _heads(config)
+    shared = config.tensor_devices > 1
+    known = set(shapes) | (_heads(config) if shared else set())
+    divided = config.split_state or shared
     return "parameters" if divided and dims <= known else "unexpected"
   if collective.kind == "reduce-scatter" and config.split_state:
     return "gradients"

@@ -101,9 +101,18 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
 
 
 def parameter_shapes(setup: Setup) -> set[tuple[int, ...]]:
-  """Returns the shapes of the parameters, and of what a device has of them."""
-  leaves = jax.tree.leaves(setup.shapes[0].params)
-  parts = {leaf.sharding.shard_shape(leaf.shape) for leaf in leaves}
+  """Returns the shapes of the parameters, and of parts on the tensor axis.
+
+  A step that splits the state on the data axis gathers it before its use.
+  """
+  params = setup.shapes[0].params
+  mesh = jax.tree.leaves(params)[0].sharding.mesh
+  gathered = sharding.state_sharding(params, mesh, split=False)
+  leaves, places = map(jax.tree.leaves, (params, gathered))
+  parts = {
+    place.shard_shape(leaf.shape)
+    for leaf, place in zip(leaves, places, strict=True)
+  }
   return {leaf.shape for leaf in leaves} | parts
 
 

@@ -132,11 +132,7 @@ def test_stochastic_depth_is_drawn_by_example_and_not_by_device():
 def test_gradients_are_summed_over_devices_once_and_together(steps):
   config = tiny_config()
   shapes = [leaf.shape for leaf in jax.tree.leaves(steps[8][1].params)]
-  (gradients,) = [
-    found
-    for found in hlo.collectives(steps[8][0])
-    if hlo.role(found, config, shapes) == "gradients"
-  ]
+  (gradients,) = hlo.roles(steps[8][0], config, shapes)["gradients"]
   assert (gradients.kind, gradients.times) == ("all-reduce", 1)
   # The gradient of a matrix may be computed transposed.
   summed = collections.Counter(tuple(sorted(d)) for _, d in gradients.shapes)

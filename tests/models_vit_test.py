@@ -1,7 +1,5 @@
 import json
-import types
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_vit import TINY_VIT
 
 from audiomosaic_jax import masking, torch_params
-from audiomosaic_jax.models import kernels, vit
+from audiomosaic_jax.models import vit
 from configs import common
 
 ENCODERS = ("encoder_a", "encoder_b", "encoder_c", "encoder_d")
@@ -364,51 +362,6 @@ def test_eight_devices_equal_one_without_moving_tokens():
   program = step.lower(variables, FBANK, KEEP_IDS).compile().as_text()
   for collective in ("all-to-all", "all-gather", "collective-permute"):
     assert f" {collective}(" not in program
-
-
-@pytest.mark.parametrize(
-  ("backend", "capability", "dtype", "width", "masked", "kernel"),
-  [
-    ("gpu", "9.0", "bfloat16", 64, False, "cudnn"),
-    ("gpu", "8.0", "float16", 64, False, "cudnn"),
-    ("gpu", "7.5", "bfloat16", 64, False, "xla"),
-    ("gpu", "9.0", "float32", 64, False, "xla"),
-    ("gpu", "9.0", "bfloat16", 20, False, "xla"),
-    ("gpu", "9.0", "bfloat16", 64, True, "xla"),
-    ("cpu", "9.0", "bfloat16", 64, False, "xla"),
-    ("tpu", "9.0", "bfloat16", 64, False, "xla"),
-  ],
-)
-def test_auto_takes_the_fused_kernel_only_where_it_does_the_same(
-  monkeypatch, backend, capability, dtype, width, masked, kernel
-):
-  device = types.SimpleNamespace(compute_capability=capability)
-  monkeypatch.setattr(jax, "default_backend", lambda: backend)
-  monkeypatch.setattr(jax, "local_devices", lambda: [device])
-  q = jnp.zeros((2, 5, 3, width), dtype)
-  assert kernels.choose("auto", q, masked=masked) == kernel
-  assert kernels.choose("xla", q, masked=masked) == "xla"
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_and_its_gradients_equal_those_of_jax(dtype, masked):
-  q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 9, 3, 16), dtype)
-  valid = jnp.arange(9) < jnp.array([[4], [9]]) if masked else None
-  mask = valid[:, None, None, :] if masked else None
-
-  def ours(q, k, v):
-    return kernels.attend(q, k, v, valid, "xla")
-
-  def theirs(q, k, v):
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
-
-  found, expected = (
-    (*jax.vjp(attend, q, k, v)[1](jnp.ones_like(q)), attend(q, k, v))
-    for attend in (ours, theirs)
-  )
-  tolerance = 1e-6 if dtype == "float32" else 2**-8
-  chex.assert_trees_all_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,18 @@ def _xla(
   tokens, where XLA for CPUs copies every operand, forward and backward: two
   layers of ViT-B took 6 % longer to train.
   """
-  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+  weights = attention_weights(q, k, valid).astype(v.dtype)
+  v = jnp.swapaxes(v, 1, 2)
+  return jnp.swapaxes(jnp.einsum("bhnm,bhmc->bhnc", weights, v), 1, 2)
+
+
+def attention_weights(
+  q: Float[Array, "B N H C"],
+  k: Float[Array, "B N H C"],
+  valid: Bool[Array, "B N"] | None,
+) -> Float[Array, "B H N N"]:
+  """Returns softmax(q k / sqrt(C)) in float32; arguments as of `attend`."""
+  q, k = jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2)
   scores = jnp.einsum(
     "bhnc,bhmc->bhnm", q, k, preferred_element_type=jnp.float32
   )
@@ -50,8 +61,7 @@ def _xla(
   if valid is not None:
     lowest = jnp.finfo(scores.dtype).min
     scores = jnp.where(valid[:, None, None, :], scores, lowest)
-  weights = jax.nn.softmax(scores).astype(v.dtype)
-  return jnp.swapaxes(jnp.einsum("bhnm,bhmc->bhnc", weights, v), 1, 2)
+  return jax.nn.softmax(scores)
 
 
 def _cudnn(
