@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from audiomosaic_jax.models import kernels, vit
+from audiomosaic_jax.models import kernels, layers, vit
 
 
 @functools.partial(jax.jit, static_argnames="encoder")
@@ -67,14 +67,15 @@ def _block_weights(
   encoder: vit.ViT, block: dict[str, Any], x: Float[Array, "B N D"]
 ) -> Float[Array, "B H N N"]:
   """Returns the attention of one block, given its input."""
-  norm = vit.NORMS[encoder.norm](dtype=encoder.dtype)
+  norm = layers.NORMS[encoder.norm](dtype=encoder.dtype)
   attention = vit.Attention(
     num_heads=encoder.num_heads,
     norm=encoder.norm,
     qk_norm=encoder.qk_norm,
     qkv_bias=encoder.qkv_bias,
     proj_bias=encoder.proj_bias,
-    kernel=encoder.attention,
+    kernel="xla",
+    length=x.shape[1],
     dtype=encoder.dtype,
   )
   _, state = attention.apply(
@@ -86,9 +87,7 @@ def _block_weights(
   found = {
     name: calls["__call__"][0] for name, calls in state["intermediates"].items()
   }
-  batch, length, _ = x.shape
-  qkv = found["qkv"].reshape(batch, length, 3, encoder.num_heads, -1)
-  query, key = qkv[:, :, 0], qkv[:, :, 1]
+  query, key, _ = found["qkv"]
   if encoder.qk_norm:
     query, key = found["q_norm"], found["k_norm"]
   return kernels.attention_weights(query, key, None)

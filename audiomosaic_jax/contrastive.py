@@ -70,12 +70,17 @@ def encode_views(model, config: ConfigDict, mesh) -> Callable:
   those of the devices do.
   """
 
-  def encode(params, fbank, keep_ids, key):
-    inputs = {"params": params}, fbank[None], keep_ids[None]
-    rngs = {"drop_path": key}
-    return model.apply(*inputs, train=True, method="encode", rngs=rngs)[0]
+  def encode(params, fbank, keep_ids, drop_keys):
+    return model.apply(
+      {"params": params},
+      fbank,
+      keep_ids,
+      train=True,
+      drop_keys=drop_keys,
+      method="encode",
+    )
 
-  return per_device.map_examples_with(
+  return per_device.map_rows_with(
     lambda params, views: [encode(params, *view) for view in views],
     mesh,
     at_once=config.micro_batch_size or None,
@@ -145,18 +150,22 @@ def make_update(model, tx, config: ConfigDict, mesh) -> Callable:
   def update(state: train_state.TrainState, inputs):
     def loss_fn(params):
       pooled = encode(params, inputs)
-      z, batch_stats = project_views(model, params, state.batch_stats, pooled)
-      loss, aux = contrast(params, z, state.memory.get("rows"))
+      stats = state.batch_stats
+      with jax.named_scope("loss"):
+        z, batch_stats = project_views(model, params, stats, pooled)
+        loss, aux = contrast(params, z, state.memory.get("rows"))
       return loss, (aux, batch_stats, {"z": z, "pooled": tuple(pooled)})
 
     (loss, (aux, batch_stats, views)), grads = jax.value_and_grad(
       loss_fn, has_aux=True
     )(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    with jax.named_scope("optimiser"):
+      updates, opt_state = tx.update(grads, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
     scalars = {"loss": loss, "grad_norm": optax.global_norm(grads), **aux}
     new_state = train_state.TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       batch_stats=batch_stats,
       opt_state=opt_state,
       memory=remember(state, inputs, views["z"]),

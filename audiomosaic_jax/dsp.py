@@ -213,18 +213,36 @@ def _rotations(
   from_below = (below > loudness) & (below >= above)
   from_above = (above > loudness) & (above > below)
 
-  def step(rotation, inputs):
-    turn, *sources = inputs
-    # The barrier keeps XLA from computing the product once per neighbour.
-    turned = lax.optimization_barrier(rotation * turn)
-    rotation = _follow(turned, *sources)
-    return rotation, rotation
-
   start = jnp.ones_like(turns[:, 0])
   inputs = (turns, from_below, from_above)
   inputs = tuple(x.swapaxes(0, 1) for x in inputs)
-  _, rotations = lax.scan(step, start, inputs)
+  rotations = lax.platform_dependent(
+    start, *inputs, cpu=_accumulate_on_cpu, default=_accumulate
+  )
   return jnp.concatenate([start[:, None], rotations.swapaxes(0, 1)], axis=1)
+
+
+def _accumulate(start, *inputs):
+  """Returns the rotation after every turn, each computed by one kernel."""
+
+  def step(rotation, inputs):
+    turn, *sources = inputs
+    # The barrier keeps XLA from fusing steps, with three products per product.
+    rotation = lax.optimization_barrier(_follow(rotation * turn, *sources))
+    return rotation, rotation
+
+  return lax.scan(step, start, inputs, unroll=8)[1]
+
+
+def _accumulate_on_cpu(start, *inputs):
+  """Does the same; there, products take longer than another loop."""
+
+  def step(rotation, inputs):
+    turn, *sources = inputs
+    rotation = _follow(lax.optimization_barrier(rotation * turn), *sources)
+    return rotation, rotation
+
+  return lax.scan(step, start, inputs)[1]
 
 
 def stretch_time(

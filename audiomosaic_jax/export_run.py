@@ -100,7 +100,8 @@ def embed(config, params, waveform):
   import jax.numpy as jnp
 
   from audiomosaic_jax import features
-  from audiomosaic_jax.models.vit import NORMS, ViT
+  from audiomosaic_jax.models.layers import NORMS
+  from audiomosaic_jax.models.vit import ViT
 
   vit = ViT(**config["encoder"])
   columns, bands = vit.grid

@@ -39,10 +39,13 @@ def map_examples(
   return jax.shard_map(map_own, mesh=mesh, in_specs=rows, out_specs=rows)
 
 
-def map_examples_with(
+def map_rows_with(
   function: Callable, mesh: Mesh, *, at_once: int | None, split: bool
 ) -> Callable:
-  """Returns `function` of shared parameters and one example, mapped likewise.
+  """Returns `function` of shared parameters and of rows, run likewise.
+
+  Unlike `map_examples` it hands over all the rows of a device, or `at_once` of
+  them: products of parameters are fastest with all rows in one matrix.
 
   A gradient for the parameters is summed over the device's own examples
   first, in the type of the parameters, and over the devices once at the end.
@@ -50,13 +53,15 @@ def map_examples_with(
   over layers, in the type of the layer.
 
   With `at_once`, memory grows with that many examples and not with the batch:
-  the backward pass computes `function` again, a group at a time. As `function`
-  takes one example, the gradients stay those of the whole batch.
+  the backward pass computes `function` again, a group at a time. As what
+  `function` makes of a row depends on no other, the gradients stay those of
+  the whole batch.
 
   Args:
-    function: of parameters and a pytree of arrays without batch axis.
+    function: of parameters and a pytree of arrays [R, ...], to such arrays.
+      What it makes of a row depends on no other row.
     mesh: from `make_mesh`.
-    at_once: how many examples a device maps at a time; None is all it has.
+    at_once: R, which divides the rows of a device; None is all it has.
     split: the parameters are split as `ENCODER_RULES` say on the data axis.
       They are gathered here, and their gradients come back split.
 
@@ -68,6 +73,16 @@ def map_examples_with(
   Reference: with `at_once`, gradient caching (Gao et al. 2021, arXiv
     2101.06983) by `jax.checkpoint`.
   """
+
+  def run_groups(params, examples):
+    count = len(jax.tree.leaves(examples)[0])
+    if not at_once or at_once == count:
+      return function(params, examples)
+    groups = jax.tree.map(
+      lambda rows: rows.reshape(-1, at_once, *rows.shape[1:]), examples
+    )
+    again = functools.partial(jax.checkpoint(function), params)
+    return jax.tree.map(_joined, jax.lax.map(again, groups))
 
   def mapped(params, examples):
     specs = jax.tree.map_with_path(
@@ -84,9 +99,7 @@ def map_examples_with(
     def map_own(params, examples):
       params = jax.tree.map(_spread, params, specs)
       examples = _same_rows(examples, mesh)
-      apply = jax.checkpoint(function) if at_once else function
-      results = _map_rows(functools.partial(apply, params), examples, at_once)
-      return _same_rows(results, mesh)
+      return _same_rows(run_groups(params, examples), mesh)
 
     rows = PartitionSpec(sharding.DATA_AXIS)
     return jax.shard_map(
@@ -99,6 +112,11 @@ def map_examples_with(
     )(params, examples)
 
   return mapped
+
+
+def _joined(groups: jax.Array) -> jax.Array:
+  """Returns the rows of groups [G, R, ...], one after the other."""
+  return groups.reshape(-1, *groups.shape[2:])
 
 
 def _same_rows(rows: Any, mesh: Mesh) -> Any:

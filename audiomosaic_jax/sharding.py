@@ -52,6 +52,16 @@ DECODER_RULES = (
 )
 
 
+COMPILER_OPTIONS = {
+  # The limit on what one all-reduce combines, about 110 MiB by default, which
+  # would cut the gradients of a ViT-B in four.
+  "tpu": {"xla_jf_crs_combiner_threshold_in_bytes": 2**40},
+  # A product that Triton might have compiled leaves its bias to another kernel,
+  # even where cuBLAS turns out to be faster and could have added it.
+  "gpu": {"xla_gpu_enable_triton_gemm": False},
+}
+
+
 def make_mesh(
   devices: list[jax.Device] | None = None, *, tensor: int = 1
 ) -> Mesh:
@@ -164,13 +174,9 @@ class Everywhere:
     return jax.lax.with_sharding_constraint(x, replicated(self.mesh))
 
 
-def compiler_options(mesh: Mesh) -> dict[str, int]:
+def compiler_options(mesh: Mesh) -> dict[str, int | bool]:
   """Returns what a program for these devices is compiled with."""
-  if mesh.devices.flat[0].platform != "tpu":
-    return {}
-  # The limit on what one all-reduce combines, about 110 MiB by default, which
-  # would cut the gradients of a ViT-B in four.
-  return {"xla_jf_crs_combiner_threshold_in_bytes": 2**40}
+  return COMPILER_OPTIONS.get(mesh.devices.flat[0].platform, {})
 
 
 def local_batch_size(global_batch_size: int, mesh: Mesh) -> int:

@@ -171,7 +171,7 @@ def _encoder(
     "pos_layout": choices.layout,
     "class_token": "cls_token" in shapes,
     "final_norm": "norm.weight" in shapes,
-    "attention": "xla",
+    "attention": "auto",
     "remat": "none",
     "scan_unroll": 1,
     "dtype": "float32",

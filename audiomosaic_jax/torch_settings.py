@@ -75,7 +75,7 @@ class Choices:
     layer: block that such a probe reads, from 0.
     pooling: a name in models.readout.POOLINGS.
     num_heads: of the attention.
-    activation: a name in models.vit.ACTIVATIONS.
+    activation: a name in models.layers.ACTIVATIONS.
     num_mel_bins: of the spectrogram.
     statistics: (mean, std) of the filter bank.
     class_names: of a classifier, in the order of its logits.

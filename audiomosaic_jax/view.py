@@ -35,13 +35,17 @@ def make(
 
   def spectrogram(key, pcm):
     waveform_key, fbank_key = jax.random.split(key)
-    waveform = features.pcm_to_float(pcm)
-    return log_mel(fbank_key, augment(waveform_key, waveform, config), config)
+    with jax.named_scope("augment"):
+      waveform = features.pcm_to_float(pcm)
+      waveform = augment(waveform_key, waveform, config)
+    with jax.named_scope("fbank"):
+      return log_mel(fbank_key, waveform, config)
 
   keys = jax.random.split(augment_key, len(pcm))
   at_once = config.micro_batch_size or None
   fbank = per_device.map_examples(spectrogram, mesh, at_once)(keys, pcm)
-  return fbank, keep_ids(mask_key, name, config)
+  with jax.named_scope("masks"):
+    return fbank, keep_ids(mask_key, name, config)
 
 
 def augment(

@@ -30,6 +30,8 @@ SLICES = ("dynamic-slice", "slice", "gather")
 NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 FAR_FROM_LIMIT = 0.1
 PART_LETTERS = 50
+# Scopes of the training step, the first that a path names.
+SCOPES = ("augment", "fbank", "masks", "encode", "loss", "optimiser")
 COLUMNS = (
   "operation",
   "ms",
@@ -72,15 +74,15 @@ class Instruction(NamedTuple):
 
 
 class Operation(NamedTuple):
-  """What an operation costs.
+  """What operations of one kind and place cost, such as those of all layers.
 
   Attributes:
-    name: of the instruction.
+    name: of their instructions, without its number.
     part: where in the traced program it comes from.
     flops: per step.
     num_bytes: moved per step.
     seconds: per step, of all threads or streams together.
-    times: how often it runs in a step.
+    times: how often they run in a step.
   """
 
   name: str
@@ -135,6 +137,8 @@ class Program:
       return 2 * count * math.prod(dims[int(i)] for i in axes.split(",") if i)
     if found.opcode == "custom-call" and re.search("gemm|matmul", found.rest):
       return self._product_flops(found)
+    if found.opcode == "custom-call" and "__cudnn$fmha" in found.rest:
+      return self._attention_flops(found)
     if found.opcode == "fft":
       length = re.search(r"fft_length=\{(\d+)\}", found.rest)
       return 5 * count * math.log2(int(length[1]))
@@ -179,6 +183,15 @@ class Program:
     sizes = math.prod(map(_elements, (left, right, out)))
     return 2 * batch * math.sqrt(sizes / batch**3)
 
+  def _attention_flops(self, found: Instruction) -> float:
+    """Returns the products of cuDNN's attention over [b, heads, n, c].
+
+    Two forward, 2 b heads n^2 c each, and five backward.
+    """
+    sizes = _dims(found.shape)
+    products = 5 if "Backward" in found.rest else 2
+    return 2 * products * math.prod(sizes) * sizes[2]
+
 
 def record(step: Callable, folder: str, repeats: int) -> None:
   """Records some steps into a folder, for `operations` and for viewers.
@@ -205,23 +218,30 @@ def operations(text: str, folder: str, repeats: int) -> list[Operation]:
     FileNotFoundError: there is no trace.
   """
   program = Program(text)
-  seconds, times = collections.Counter(), collections.Counter()
-  for name, event_s in _events(folder):
+  seconds = collections.defaultdict(collections.Counter)
+  runs = collections.defaultdict(collections.Counter)
+  for name, kernel, event_s in _events(folder):
     found = program.instructions.get(name)
     if found is not None and found.opcode not in CONTAINERS:
-      seconds[name] += event_s / repeats
-      times[name] += 1 / repeats
-  return [
-    Operation(
-      name=name,
-      part=program.part(name),
-      flops=times[name] * program.flops(name),
-      num_bytes=times[name] * program.num_bytes(name),
-      seconds=total,
-      times=times[name],
+      seconds[name][kernel] += event_s / repeats
+      runs[name][kernel] += 1 / repeats
+  kinds = {}
+  for name in seconds:
+    part = program.part(name)
+    kind = re.sub(r"[.\d]+$", "", name), part
+    # Of several kernels, one at least runs once each time.
+    times = min(runs[name].values())
+    costs = (
+      times * program.flops(name),
+      times * program.num_bytes(name),
+      sum(seconds[name].values()),
+      times,
     )
-    for name, total in seconds.most_common()
-  ]
+    kinds[kind] = [
+      x + y for x, y in zip(kinds.get(kind, (0,) * 4), costs, strict=True)
+    ]
+  found = [Operation(*kind, *costs) for kind, costs in kinds.items()]
+  return sorted(found, key=lambda operation: -operation.seconds)
 
 
 def bound(
@@ -279,23 +299,43 @@ def table(figures: dict[str, Any], count: int) -> str:
     ]
     for row in figures["rows"][:count]
   ]
-  by_bound = collections.Counter()
-  for row in figures["rows"]:
-    by_bound[row["bound_by"]] += 100 * row["seconds"] / total
-  shares = ", ".join(f"{name} {x:.0f} %" for name, x in by_bound.most_common())
+  bounds = _shares(figures, lambda row: row["bound_by"])
+  scopes = _shares(figures, lambda row: scope(row["part"]))
   return report.table_text(
     f"the {len(rows)} longest of {len(figures['rows'])} operations, "
     f"{1e3 * total:.1f} ms per step, all threads together\n"
     f"limits: {figures['peak_flops'] / 1e9:.4g} GFLOP/s, "
-    f"{figures['bandwidth'] / 1e9:.4g} GB/s; time bound by: {shares}",
+    f"{figures['bandwidth'] / 1e9:.4g} GB/s; time bound by: {bounds}\n"
+    f"time of: {scopes}",
     COLUMNS,
     rows,
   )
 
 
+def scope(part: str) -> str:
+  """Returns which of SCOPES an operation is from, by its path, or "rest"."""
+  return next((name for name in SCOPES if name in part), "rest")
+
+
+def _shares(figures: dict[str, Any], group: Callable[[dict], str]) -> str:
+  """Returns the groups of rows and their shares of the time as text."""
+  seconds = collections.Counter()
+  for row in figures["rows"]:
+    seconds[group(row)] += row["seconds"]
+  total = sum(seconds.values())
+  return ", ".join(
+    f"{name} {100 * x / total:.0f} %" for name, x in seconds.most_common()
+  )
+
+
 def timed_bandwidth(device: jax.Device) -> float:
-  """Returns the best of five timed changes of 256 MiB in place, bytes/s."""
-  array = jax.device_put(jnp.ones(2**26, jnp.float32), device)
+  """Returns the best of five timed changes in place, bytes/s.
+
+  Of 256 MiB, and on an accelerator, which is told what to do while it waits,
+  of 2 GiB.
+  """
+  size = 2**26 if device.platform == "cpu" else 2**29
+  array = jax.device_put(jnp.ones(size, jnp.float32), device)
   # In place, or a CPU would spend the time on getting new pages.
   add = jax.jit(lambda x: x + 1, donate_argnums=0)
   seconds = []
@@ -306,8 +346,8 @@ def timed_bandwidth(device: jax.Device) -> float:
   return 2 * array.nbytes / min(seconds[1:])
 
 
-def _events(folder: str) -> Iterator[tuple[str, float]]:
-  """Yields (instruction, seconds) of the newest trace in a folder."""
+def _events(folder: str) -> Iterator[tuple[str, str, float]]:
+  """Yields (instruction, kernel, seconds) of the newest trace in a folder."""
   paths = sorted(pathlib.Path(folder).rglob("*.xplane.pb"))
   if not paths:
     raise FileNotFoundError(f"{folder} holds no *.xplane.pb; record one first")
@@ -320,7 +360,7 @@ def _events(folder: str) -> Iterator[tuple[str, float]]:
       for event in line.events:
         name = dict(event.stats).get("hlo_op")
         if name is not None:
-          yield str(name), event.duration_ns / 1e9
+          yield str(name), event.name, event.duration_ns / 1e9
 
 
 def _dims(shape: str) -> list[int]:

@@ -78,7 +78,8 @@ def model_step(
     state, scalars, _ = update(state, inputs)
     return state, scalars["loss"]
 
-  return jax.jit(step, donate_argnums=0)
+  options = sharding.compiler_options(mesh)
+  return jax.jit(step, donate_argnums=0, compiler_options=options)
 
 
 def make_ours(config: ConfigDict, ids: list[np.ndarray]) -> Callable:

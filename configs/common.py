@@ -164,9 +164,9 @@ def vit(size: str) -> ConfigDict:
       "pos_layout": "paper",
       "class_token": True,
       "final_norm": False,
-      "attention": "xla",
-      "remat": "dots",
-      "scan_unroll": 1,
+      "attention": "auto",
+      "remat": "products",
+      "scan_unroll": 0,
       "dtype": "bfloat16",
     }
   )

@@ -15,7 +15,8 @@ import soundfile
 from flax import traverse_util
 
 from audiomosaic_jax import features
-from audiomosaic_jax.models.vit import NORMS, ViT
+from audiomosaic_jax.models.layers import NORMS
+from audiomosaic_jax.models.vit import ViT
 
 POOLINGS = {  # The class token, if there is one, is the first.
   "mean": lambda tokens: tokens.mean(axis=0),

@@ -9,7 +9,7 @@ import pytest
 import tiny_encoder
 
 from audiomosaic_jax import attention
-from audiomosaic_jax.models import vit
+from audiomosaic_jax.models import layers
 
 GRID = (8, 2)
 
@@ -32,7 +32,7 @@ def block_output(encoder, params, weights, x):
     return x @ leaf["kernel"] + leaf["bias"]
 
   def norm(name, x):
-    made = vit.NORMS[encoder.norm](dtype=encoder.dtype)
+    made = layers.NORMS[encoder.norm](dtype=encoder.dtype)
     return made.apply({"params": params[name]}, x)
 
   qkv = dense(("attn", "qkv"), norm("norm1", x))
@@ -40,7 +40,8 @@ def block_output(encoder, params, weights, x):
   mixed = jnp.einsum("hqk,khd->qhd", weights, values).reshape(x.shape)
   x = x + dense(("attn", "proj"), mixed)
   hidden = dense(("mlp", "fc1"), norm("norm2", x))
-  return x + dense(("mlp", "fc2"), vit.ACTIVATIONS[encoder.activation](hidden))
+  hidden = layers.ACTIVATIONS[encoder.activation](hidden)
+  return x + dense(("mlp", "fc2"), hidden)
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])

@@ -41,6 +41,10 @@ metadata={op_name="jit(step)/while/body/closed_call/neg"}
   %w = f32[12,64,32]{2,1,0} fusion(%a, %one, %i), kind=kLoop, calls=%write
   %g = (f32[64,16]{1,0}, s8[8]{0}) custom-call(%one, %b), \
 custom_call_target="__cublas$gemm"
+  %h = (bf16[2,3,10,8]{3,1,2,0}, u8[0]{0}) custom-call(%one, %one, %one), \
+custom_call_target="__cudnn$fmhaSoftmax"
+  %k = (bf16[2,3,10,8]{3,1,2,0}, u8[0]{0}) custom-call(%one, %one, %one), \
+custom_call_target="__cudnn$fmhaSoftmaxBackward"
   %f = c64[4,257]{1,0} fft(%one), fft_type=RFFT, fft_length={512}
   ROOT %y = f32[64,16]{1,0} fusion(%one, %b), kind=kOutput, calls=%product
 }
@@ -66,6 +70,34 @@ def test_a_product_counts_the_same_in_a_fusion_and_in_a_library():
   assert program.flops("one") == 2 * 64 * 32
   assert program.flops("f") == 5 * 4 * 257 * 9
   assert program.flops("a") == 0
+
+
+def test_fused_attention_counts_its_products():
+  program = profile_table.Program(PROGRAM)
+  one = 2 * (2 * 3) * 10 * 10 * 8
+  assert program.flops("h") == 2 * one
+  assert program.flops("k") == 5 * one
+
+
+def test_kernels_of_an_operation_run_together_and_those_of_layers_add_up(
+  monkeypatch,
+):
+  layer = '{}, metadata={{op_name="jit(f)/loss/add"}}'.format
+  text = f"""\
+ENTRY %main (a: f32[8]) -> f32[8] {{
+  %a = f32[8]{{0}} parameter(0)
+  %add.1 = f32[8]{{0}} add(%a, %a){layer("")}
+  ROOT %add.2 = f32[8]{{0}} add(%add.1, %a){layer("")}
+}}
+"""
+  events = [("add.1", "first", 1.0), ("add.1", "second", 2.0)]
+  events += [("add.2", "first", 4.0), ("unknown", "first", 8.0)]
+  monkeypatch.setattr(profile_table, "_events", lambda folder: 2 * events)
+  (found,) = profile_table.operations(text, "", repeats=2)
+  assert found == operation(
+    name="add", part="loss/add", flops=16, num_bytes=192, seconds=7, times=2
+  )
+  assert profile_table.scope(found.part) == "loss"
 
 
 def test_bytes_are_those_that_move():

@@ -169,6 +169,20 @@ def stretch(waveform, rate, samples=None):
   return dsp.stretch_time(waveform, rates, samples=samples, **SETTINGS)
 
 
+def test_both_ways_to_accumulate_phase_agree():
+  keys = jax.random.split(jax.random.key(0), 3)
+  angle = jax.random.uniform(keys[0], (20, 2, 9), maxval=2 * np.pi)
+  below, above = (
+    jax.random.bernoulli(key, 0.3, (20, 2, 9)) for key in keys[1:]
+  )
+  inputs = jnp.ones((2, 9), jnp.complex64), jnp.exp(1j * angle), below, above
+  found, expected = (
+    jax.jit(way)(*inputs) for way in (dsp._accumulate, dsp._accumulate_on_cpu)
+  )
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  assert np.ptp(np.angle(found)) > 1
+
+
 def test_a_stretch_at_rate_one_returns_the_waveform():
   waveform = noise(batch=2, samples=5_000)
   np.testing.assert_allclose(stretch(waveform, 1.0), waveform, atol=1e-6)

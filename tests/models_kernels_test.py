@@ -29,9 +29,10 @@ def test_auto_takes_the_fused_kernel_only_where_it_does_the_same(
   device = types.SimpleNamespace(compute_capability=capability)
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   monkeypatch.setattr(jax, "local_devices", lambda: [device])
-  q = jnp.zeros((2, 5, 3, width), dtype)
-  assert kernels.choose("auto", q, masked=masked) == kernel
-  assert kernels.choose("xla", q, masked=masked) == "xla"
+  asked = {"dtype": dtype, "channels": width, "masked": masked}
+  assert kernels.choose("auto", **asked) == kernel
+  assert kernels.choose("xla", **asked) == "xla"
+  assert kernels.choose("cudnn", **asked) == ("xla" if masked else "cudnn")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -42,7 +43,7 @@ def test_attention_and_its_gradients_equal_those_of_jax(dtype, masked):
   mask = valid[:, None, None, :] if masked else None
 
   def ours(q, k, v):
-    return kernels.attend(q, k, v, valid, "xla")
+    return kernels.attend(q, k, v, valid, "xla", 9)
 
   def theirs(q, k, v):
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
@@ -53,3 +54,13 @@ def test_attention_and_its_gradients_equal_those_of_jax(dtype, masked):
   )
   tolerance = 1e-6 if dtype == "float32" else 2**-8
   chex.assert_trees_all_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_only_an_odd_number_of_tokens_is_padded_and_only_for_cudnn():
+  x = jnp.ones((2, 5, 3))
+  chex.assert_trees_all_equal(kernels.pad(x, "xla"), x)
+  padded = kernels.pad(x, "cudnn")
+  assert padded.shape == (2, 6, 3)
+  chex.assert_trees_all_equal(padded[:, :5], x)
+  assert not padded[:, 5].any()
+  assert kernels.pad(padded, "cudnn").shape == (2, 6, 3)

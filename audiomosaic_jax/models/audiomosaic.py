@@ -14,11 +14,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from audiomosaic_jax.models.heads import Projector
+from audiomosaic_jax.models.layers import DENSE_INIT, NORMS
 from audiomosaic_jax.models.readout import POOLINGS, check_pooling
-from audiomosaic_jax.models.vit import DENSE_INIT, NORMS, ViT
+from audiomosaic_jax.models.vit import ViT
 
 
 class AudioMosaic(nn.Module):
@@ -96,9 +97,19 @@ class AudioMosaic(nn.Module):
     keep_ids: Int[Array, "B K"] | None,
     *,
     train: bool,
+    drop_keys: Key[Array, "B"] | None = None,
   ) -> Float[Array, "B D"]:
-    """Returns the pooled tokens; each example on its own, as in `__call__`."""
-    return self.pool(self.encoder(fbank, keep_ids, train=train))
+    """Returns the pooled tokens; each example on its own, as in `__call__`.
+
+    Args:
+      fbank: as in `__call__`.
+      keep_ids: as in `__call__`.
+      train: as in `__call__`.
+      drop_keys: of the examples, as in `ViT`.
+    """
+    return self.pool(
+      self.encoder(fbank, keep_ids, train=train, drop_keys=drop_keys)
+    )
 
   def project(
     self, pooled: Float[Array, "B D"], *, train: bool

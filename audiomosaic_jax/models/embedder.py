@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from audiomosaic_jax.models.heads import Projector
+from audiomosaic_jax.models.layers import NORMS
 from audiomosaic_jax.models.readout import HEAD_INIT, POOLINGS, check_pooling
-from audiomosaic_jax.models.vit import NORMS, ViT
+from audiomosaic_jax.models.vit import ViT
 
 
 class Embedder(nn.Module):

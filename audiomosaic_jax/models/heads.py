@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from audiomosaic_jax.models import aasist, probes
 from audiomosaic_jax.models.batch_norm import BatchNorm
+from audiomosaic_jax.models.layers import DENSE_INIT
 from audiomosaic_jax.models.readout import (
   POOLINGS,
   ProbeableHead,
@@ -24,7 +25,7 @@ from audiomosaic_jax.models.readout import (
   classify,
   encode,
 )
-from audiomosaic_jax.models.vit import DENSE_INIT, ViT
+from audiomosaic_jax.models.vit import ViT
 
 
 class Projector(nn.Module):

@@ -1,7 +1,10 @@
 """Attention of all tokens to all, by the kernel that suits the device."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float
 
 KERNELS = ("auto", "xla", "cudnn")
@@ -15,6 +18,7 @@ def attend(
   v: Float[Array, "B N H C"],
   valid: Bool[Array, "B N"] | None,
   kernel: str,
+  length: int,
 ) -> Float[Array, "B N H C"]:
   """Returns softmax(q k / sqrt(C)) v of every head.
 
@@ -23,11 +27,22 @@ def attend(
     k: keys.
     v: values.
     valid: False for tokens that none may attend to; None is all True.
-    kernel: a name in KERNELS; see `choose`.
+    kernel: "xla", or "cudnn" if valid is None.
+    length: tokens; what is behind them is padding, see `pad`.
   """
-  if choose(kernel, q, masked=valid is not None) == "cudnn":
-    return _cudnn(q, k, v)
+  if kernel == "cudnn":
+    return _cudnn(q, k, v, length)
   return _xla(q, k, v, valid)
+
+
+def pad(x: Float[Array, "B N D"], kernel: str) -> Float[Array, "B M D"]:
+  """Returns tokens in the number that a kernel can take gradients of.
+
+  JAX gives cuDNN's kernel gradients for even lengths only, so an odd length is
+  padded by a token that nobody attends to.
+  """
+  odd = kernel == "cudnn" and x.shape[1] % 2
+  return jnp.pad(x, ((0, 0), (0, 1), (0, 0))) if odd else x
 
 
 def _xla(
@@ -68,41 +83,47 @@ def _cudnn(
   q: Float[Array, "B N H C"],
   k: Float[Array, "B N H C"],
   v: Float[Array, "B N H C"],
+  length: int,
 ) -> Float[Array, "B N H C"]:
-  """Returns the attention of all tokens to all, by cuDNN's fused kernel.
+  """Returns the attention of all tokens to all, by cuDNN's fused kernel."""
+  attention = functools.partial(
+    jax.nn.dot_product_attention, q, k, v, implementation="cudnn"
+  )
+  if length == q.shape[1]:
+    return attention()
+  # Of q, because JAX 0.10 wants them to vary over the devices as it does.
+  none = 0 * q[:, 0, 0, 0].astype(jnp.int32)
+  return attention(
+    query_seq_lengths=none + q.shape[1], key_value_seq_lengths=none + length
+  )
 
-  JAX gives it gradients for even lengths only, so an odd length is padded by
-  a token that nobody attends to.
+
+def row_major(x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+  """Returns x, its channels side by side in the memory of a GPU.
+
+  Left to choose, XLA kept the tokens of one of two views there, in all blocks,
+  and turned them around before and after each product.
   """
-  length = q.shape[1]
-  if length % 2 == 0:
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-  q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-  # Of q, because JAX 0.10 cannot map over examples with a constant here.
-  lengths = 0 * q[:, 0, 0, 0].astype(jnp.int32) + length
-  return jax.nn.dot_product_attention(
-    q,
-    k,
-    v,
-    query_seq_lengths=lengths,
-    key_value_seq_lengths=lengths,
-    implementation="cudnn",
-  )[:, :length]
+  if jax.default_backend() != "gpu":
+    return x
+  return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
 
 
-def choose(name: str, q: jax.Array, *, masked: bool) -> str:
-  """Returns the implementation of `jax.nn.dot_product_attention` to use.
+def choose(name: str, *, dtype: str, channels: int, masked: bool) -> str:
+  """Returns the kernel to use, "xla" or "cudnn".
 
   Args:
     name: one of KERNELS. "auto" is "cudnn" where cuDNN's fused kernel does
-      the same: on NVIDIA GPUs since Ampere, in half precision, without a mask.
-    q: queries [B, N, H, C].
-    masked: some keys are left out.
+      the same: on NVIDIA GPUs since Ampere, in half precision.
+    dtype: of queries, keys and values.
+    channels: of a head.
+    masked: some keys are left out, which only "xla" knows.
   """
-  if name != "auto":
-    return name
-  fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
-  return "cudnn" if fits and not masked and _has_cudnn_kernel() else "xla"
+  if masked or name == "xla":
+    return "xla"
+  fits = dtype in ("bfloat16", "float16") and channels % 8 == 0
+  fused = name == "cudnn" or (fits and _has_cudnn_kernel())
+  return "cudnn" if fused else "xla"
 
 
 def _has_cudnn_kernel() -> bool:

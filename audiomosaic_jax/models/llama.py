@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from audiomosaic_jax.models.lora import KERNEL_INIT, Projection
+from audiomosaic_jax.models.remat import FOR_ANY, remat
 from audiomosaic_jax.models.rope import ROPE, rope_frequencies, rotate
-from audiomosaic_jax.models.vit import REMAT
 
 TARGETS = (
   "q_proj",
@@ -166,7 +166,7 @@ class Llama(nn.Module):
     lora_alpha: adapters are scaled by alpha / rank.
     lora_dropout: share of an adapter's input that is dropped in training.
     lora_targets: which projections have one, names in TARGETS.
-    remat: what the backward pass recomputes, a name in REMAT.
+    remat: what the backward pass recomputes, one of `remat.FOR_ANY`.
     dtype: of products and the residual stream.
     param_dtype: of all parameters but the adapters.
     use_kernel: what is done to a matrix of the base before its use, such as
@@ -301,7 +301,7 @@ class Llama(nn.Module):
       project,
     )
     stack = nn.scan(
-      REMAT[self.remat](Layer),
+      remat(Layer, self.remat, in_loop=True),
       variable_axes={"params": 0},
       split_rngs={"params": True, "dropout": True},
       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
@@ -322,7 +322,7 @@ class Llama(nn.Module):
         f"num_key_value_heads {self.num_key_value_heads}; use one that is"
       )
     for name, values, known in (
-      ("remat", (self.remat,), REMAT),
+      ("remat", (self.remat,), FOR_ANY),
       ("rope_type", (self.rope_type,), ROPE),
       ("lora_targets", self.lora_targets, TARGETS),
     ):

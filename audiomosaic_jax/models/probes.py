@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from audiomosaic_jax.models.layers import NORMS
 from audiomosaic_jax.models.readout import (
   POOLINGS,
   TORCH_INIT,
@@ -18,7 +19,7 @@ from audiomosaic_jax.models.readout import (
   classify,
   encode,
 )
-from audiomosaic_jax.models.vit import NORMS, ViT
+from audiomosaic_jax.models.vit import ViT
 
 PARITIES = ("paper", "released")
 # Arguments of a norm that learns nothing.

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from audiomosaic_jax.models.vit import NORMS, ViT
+from audiomosaic_jax.models.layers import NORMS
+from audiomosaic_jax.models.vit import ViT
 
 HEAD_INIT = nn.initializers.normal(2.5e-5)
 # How PyTorch draws the weights of a linear layer: U(-1, 1) / sqrt(inputs).

@@ -18,20 +18,24 @@ PyTorch release of AudioMosaic uses it; equal to 2e-5 block by block.
 """
 
 import functools
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from audiomosaic_jax.models.kernels import KERNELS, attend
+from audiomosaic_jax.models import kernels
+from audiomosaic_jax.models.layers import (
+  ACTIVATIONS,
+  NORMS,
+  Dense,
+  HeadsDense,
+  Mlp,
+)
 from audiomosaic_jax.models.positions import sincos_table
-
-# timm truncates its normal at +-2, which is 100 standard deviations.
-DENSE_INIT = nn.initializers.normal(0.02)
-NORM_EPS = 1e-6
+from audiomosaic_jax.models.remat import POLICIES, remat
 
 
 def patchify(
@@ -65,35 +69,14 @@ class PatchEmbed(nn.Module):
 
   @nn.compact
   def __call__(self, patches: Float[Array, "B K P"]) -> Float[Array, "B K D"]:
-    x = _dense(self.width, True, self.dtype, "proj")(patches)
+    x = Dense(self.width, True, self.dtype, name="proj")(patches)
     return NORMS[self.norm](dtype=self.dtype, name="norm")(x)
-
-
-class HeadsDense(nn.Module):
-  """Dense layer to q, k and v of every head, stored as one flat kernel.
-
-  The product sees the heads as an axis, so that devices can share them out.
-  """
-
-  num_heads: int
-  use_bias: bool
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N 3 H C"]:
-    width = x.shape[-1]
-    heads = (3, self.num_heads, width // self.num_heads)
-    kernel = self.param("kernel", DENSE_INIT, (width, 3 * width))
-    kernel = jnp.asarray(kernel, self.dtype).reshape(width, *heads)
-    y = jnp.einsum("bnd,dshc->bnshc", jnp.asarray(x, self.dtype), kernel)
-    if self.use_bias:
-      bias = self.param("bias", nn.initializers.zeros, (3 * width,))
-      y += jnp.asarray(bias, self.dtype).reshape(heads)
-    return y
 
 
 class Attention(nn.Module):
   """Multi-head self-attention; the fused qkv is laid out [q|k|v][head][dim].
+
+  Tokens from `length` on are padding, which nobody attends to.
 
   Reference: timm Attention, with its optional norms of q and k per head.
   """
@@ -104,42 +87,28 @@ class Attention(nn.Module):
   qkv_bias: bool
   proj_bias: bool
   kernel: str
+  length: int
   dtype: str
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None
   ) -> Float[Array, "B N D"]:
-    batch, length, width = x.shape
-    qkv = HeadsDense(self.num_heads, self.qkv_bias, self.dtype, name="qkv")(x)
-    q, k, v = (qkv[:, :, i] for i in range(3))
+    qkv = HeadsDense(self.num_heads, self.qkv_bias, self.dtype, name="qkv")
+    q, k, v = checkpoint_name(qkv(x), "qkv")
     if self.qk_norm:
       q = NORMS[self.norm](dtype=self.dtype, name="q_norm")(q)
       k = NORMS[self.norm](dtype=self.dtype, name="k_norm")(k)
-    x = attend(q, k, v, valid, self.kernel).reshape(batch, length, width)
-    return _dense(width, self.proj_bias, self.dtype, "proj")(x)
-
-
-class Mlp(nn.Module):
-  """Two dense layers with an activation between, applied to every token."""
-
-  hidden: int
-  activation: str
-  bias: bool
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-    h = _dense(self.hidden, self.bias, self.dtype, "fc1")(x)
-    h = ACTIVATIONS[self.activation](h)
-    return _dense(x.shape[-1], self.bias, self.dtype, "fc2")(h)
+    heads = kernels.attend(q, k, v, valid, self.kernel, self.length)
+    proj = Dense(x.shape[-1], self.proj_bias, self.dtype, name="proj")
+    return proj(heads.reshape(x.shape))
 
 
 class Block(nn.Module):
   """One pre-norm transformer block, shaped as the body of a scan.
 
-  Stochastic depth drops a whole branch of an example with the block's rate
-  and divides the branch by the chance of staying.
+  Each of the two branches is multiplied by what stochastic depth has drawn for
+  the example, see `branch_scales`.
   """
 
   num_heads: int
@@ -150,15 +119,15 @@ class Block(nn.Module):
   qkv_bias: bool
   proj_bias: bool
   attention: str
+  length: int
   dtype: str
-  stochastic: bool
   return_layers: bool
 
   @nn.compact
   def __call__(
     self,
     x: Float[Array, "B N D"],
-    drop_rate: Float[Array, ""],
+    scales: Float[Array, "2 B"] | None,
     valid: Bool[Array, "B N"] | None,
   ) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"] | None]:
     norm = functools.partial(NORMS[self.norm], dtype=self.dtype)
@@ -169,23 +138,48 @@ class Block(nn.Module):
       self.qkv_bias,
       self.proj_bias,
       self.attention,
+      self.length,
       self.dtype,
       name="attn",
     )
     hidden = int(x.shape[-1] * self.mlp_ratio)
     mlp = Mlp(hidden, self.activation, self.proj_bias, self.dtype, name="mlp")
-    x = x + self._drop_path(attn(norm(name="norm1")(x), valid), drop_rate)
-    x = x + self._drop_path(mlp(norm(name="norm2")(x)), drop_rate)
+    x = x + _scaled(attn(norm(name="norm1")(x), valid), scales, 0)
+    x = checkpoint_name(x, "middle")
+    x = x + _scaled(mlp(norm(name="norm2")(x)), scales, 1)
     return x, (x if self.return_layers else None)
 
-  def _drop_path(
-    self, x: Float[Array, "B N D"], rate: Float[Array, ""]
-  ) -> Float[Array, "B N D"]:
-    if not self.stochastic:
-      return x
-    shape = (x.shape[0], 1, 1)
-    stays = jax.random.bernoulli(self.make_rng("drop_path"), 1 - rate, shape)
-    return x * (stays / (1 - rate)).astype(x.dtype)
+
+def _scaled(
+  branch: Float[Array, "B N D"], scales: Float[Array, "2 B"] | None, index: int
+) -> Float[Array, "B N D"]:
+  if scales is None:
+    return branch
+  return branch * scales[index, :, None, None].astype(branch.dtype)
+
+
+def branch_scales(
+  keys: Key[Array, "B"], depth: int, drop_path: float
+) -> Float[Array, "depth 2 B"]:
+  """Returns what stochastic depth multiplies the branches of each block by.
+
+  A branch of an example is dropped with the rate of its block, or divided by
+  the chance of staying. Drawn ahead and example by example, it depends on
+  nothing else in the batch, nor on how that is cut up.
+
+  Args:
+    keys: of the examples.
+    depth: number of blocks.
+    drop_path: rate of the last block; linear from 0 at the first.
+
+  Reference: Huang et al. 2016; the scaling is timm's DropPath.
+  """
+  stays = 1 - jnp.linspace(0.0, drop_path, depth)[:, None]
+
+  def draw(key: Key[Array, ""]) -> Float[Array, "depth 2"]:
+    return jax.random.bernoulli(key, stays, (depth, 2)) / stays
+
+  return jnp.moveaxis(jax.vmap(draw)(keys), 0, -1)
 
 
 class ViT(nn.Module):
@@ -209,8 +203,9 @@ class ViT(nn.Module):
     class_token: prepend a learned token with a position of its own.
     final_norm: normalise the output tokens.
     attention: the kernel, a name in KERNELS; see `models.kernels`.
-    remat: what the backward pass recomputes, a name in REMAT.
-    scan_unroll: blocks per step of the scan.
+    remat: what the backward pass recomputes, a name in `remat.POLICIES`.
+    scan_unroll: blocks per step of the scan; 0 is all of them on a GPU, where
+      a loop copies all it keeps for the backward pass, and else 1.
     dtype: of matrix products and the residual stream.
   """
 
@@ -244,6 +239,7 @@ class ViT(nn.Module):
     train: bool,
     return_layers: bool = False,
     valid: Bool[Array, "B K"] | None = None,
+    drop_keys: Key[Array, "B"] | None = None,
   ) -> (
     Float[Array, "B N D"]
     | tuple[Float[Array, "B N D"], Float[Array, "depth B N D"]]
@@ -253,10 +249,12 @@ class ViT(nn.Module):
     Args:
       fbank: standardised log-mel spectrograms.
       keep_ids: ids of the tokens to encode, or None for all.
-      train: stochastic depth on; needs the rng collection "drop_path".
+      train: stochastic depth on.
       return_layers: also return the output of every block.
       valid: False for tokens that no other token may attend to; their own
         outputs mean nothing. None is all True.
+      drop_keys: of the examples, for stochastic depth; None splits the rng
+        "drop_path".
 
     Returns:
       Tokens, the class token first if there is one; with return_layers also
@@ -285,8 +283,12 @@ class ViT(nn.Module):
         valid = jnp.concatenate([always, valid], axis=1)
     x = NORMS[self.norm](dtype=self.dtype, name="norm_pre")(x)
 
-    blocks = self._blocks(train, return_layers)
-    x, layers = blocks(x, self._drop_rates(), valid)
+    scales = None
+    if train and self.drop_path > 0:
+      if drop_keys is None:
+        drop_keys = jax.random.split(self.make_rng("drop_path"), len(x))
+      scales = branch_scales(drop_keys, self.depth, self.drop_path)
+    x, layers = self._run_blocks(x, scales, valid, return_layers)
     if self.final_norm:
       x = NORMS[self.norm](dtype=self.dtype, name="norm")(x)
     return (x, layers) if return_layers else x
@@ -307,20 +309,31 @@ class ViT(nn.Module):
       pos = jax.lax.stop_gradient(pos)
     return pos[extra:], pos[:extra]
 
-  def _drop_rates(self) -> Float[Array, "depth"]:
-    return jnp.linspace(0.0, self.drop_path, self.depth, dtype=jnp.float32)
-
-  def _blocks(self, train: bool, return_layers: bool) -> Callable:
-    """Returns all blocks as one scan over their stacked parameters."""
-    stack = nn.scan(
-      REMAT[self.remat](Block),
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "drop_path": True},
-      in_axes=(0, nn.broadcast),
-      length=self.depth,
-      unroll=self.scan_unroll,
+  def _run_blocks(
+    self,
+    x: Float[Array, "B N D"],
+    scales: Float[Array, "depth 2 B"] | None,
+    valid: Bool[Array, "B N"] | None,
+    return_layers: bool,
+  ) -> tuple[Float[Array, "B N D"], Float[Array, "depth B N D"] | None]:
+    """Runs all blocks as one scan over their stacked parameters."""
+    length = x.shape[1]
+    kernel = kernels.choose(
+      self.attention,
+      dtype=self.dtype,
+      channels=self.width // self.num_heads,
+      masked=valid is not None,
     )
-    return stack(
+    unroll = self._unroll()
+    stack = nn.scan(
+      remat(Block, self.remat, in_loop=unroll < self.depth),
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(nn.broadcast if scales is None else 0, nn.broadcast),
+      length=self.depth,
+      unroll=unroll,
+    )
+    blocks = stack(
       num_heads=self.num_heads,
       mlp_ratio=self.mlp_ratio,
       norm=self.norm,
@@ -328,12 +341,22 @@ class ViT(nn.Module):
       qk_norm=self.qk_norm,
       qkv_bias=self.qkv_bias,
       proj_bias=self.proj_bias,
-      attention=self.attention,
+      attention=kernel,
+      length=length,
       dtype=self.dtype,
-      stochastic=train and self.drop_path > 0,
       return_layers=return_layers,
       name="blocks",
     )
+    x = kernels.row_major(kernels.pad(x, kernel))
+    x, layers = blocks(x, scales, valid)
+    x = kernels.row_major(x)
+    return x[:, :length], None if layers is None else layers[:, :, :length]
+
+  def _unroll(self) -> int:
+    """Returns the blocks per step of the scan."""
+    if self.scan_unroll:
+      return min(self.scan_unroll, self.depth)
+    return self.depth if jax.default_backend() == "gpu" else 1
 
   def _check(self, fbank: Float[Array, "B T F"]) -> None:
     fits = tuple(n * self.patch_size for n in self.grid)
@@ -351,8 +374,8 @@ class ViT(nn.Module):
     for name, known in (
       ("norm", NORMS),
       ("activation", ACTIVATIONS),
-      ("attention", KERNELS),
-      ("remat", REMAT),
+      ("attention", kernels.KERNELS),
+      ("remat", POLICIES),
       ("pos_embed", ("learnable", "fixed")),
       ("pos_layout", ("paper", "released")),
     ):
@@ -360,34 +383,3 @@ class ViT(nn.Module):
         raise ValueError(
           f"{name} {value!r} is unknown; use one of {tuple(known)}"
         )
-
-
-def _dense(features: int, use_bias: bool, dtype: str, name: str) -> nn.Dense:
-  return nn.Dense(
-    features, use_bias, dtype=dtype, kernel_init=DENSE_INIT, name=name
-  )
-
-
-NORMS = {
-  # The one-pass variance cancels in float32 when the mean is large.
-  "layernorm": functools.partial(
-    nn.LayerNorm, epsilon=NORM_EPS, use_fast_variance=False
-  ),
-  "rmsnorm": functools.partial(nn.RMSNorm, epsilon=NORM_EPS),
-}
-
-ACTIVATIONS = {
-  "gelu": functools.partial(nn.gelu, approximate=False),
-  "silu": nn.silu,
-}
-
-# A scan already keeps XLA from merging the recomputation away.
-REMAT = {
-  "none": lambda block: block,
-  "full": functools.partial(nn.remat, prevent_cse=False),
-  "dots": functools.partial(
-    nn.remat,
-    prevent_cse=False,
-    policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  ),
-}

@@ -1,0 +1,160 @@
+"""Layers of every token of a batch: dense, norms, activations, MLP.
+
+Tokens of all examples are rows of one matrix in every product, so that its
+gradient is a plain product as well. With the examples as an axis of its own,
+XLA for GPUs kept activations with the tokens behind the channels, and spent as
+long on moving them as on the products.
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+# timm truncates its normal at +-2, which is 100 standard deviations.
+DENSE_INIT = nn.initializers.normal(0.02)
+NORM_EPS = 1e-6
+
+
+class Dense(nn.Module):
+  """x W + b, applied to the last axis; parameters as those of `nn.Dense`.
+
+  The product is named for `jax.checkpoint` policies as the module is.
+
+  Attributes:
+    features: channels of the output.
+    use_bias: add b.
+    dtype: of the product; parameters are float32.
+  """
+
+  features: int
+  use_bias: bool
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B C"]:
+    width = x.shape[-1]
+    kernel = self.param("kernel", DENSE_INIT, (width, self.features))
+    y = x.astype(self.dtype).reshape(-1, width) @ kernel.astype(self.dtype)
+    y = checkpoint_name(y, self.name)
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,))
+      y += bias.astype(self.dtype)
+    return y.reshape(*x.shape[:-1], self.features)
+
+
+class HeadsDense(nn.Module):
+  """Dense layer to q, k and v of every head, stored as one flat kernel.
+
+  They are three products, because what comes out of one has to be cut and
+  copied. Of each, devices can share out the heads.
+  """
+
+  num_heads: int
+  use_bias: bool
+  dtype: str
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B N D"]
+  ) -> tuple[Float[Array, "B N H C"], ...]:
+    width = x.shape[-1]
+    kernel = self.param("kernel", DENSE_INIT, (width, 3 * width))
+    rows = x.astype(self.dtype).reshape(-1, width)
+    parts = [
+      rows @ part for part in jnp.split(kernel.astype(self.dtype), 3, axis=1)
+    ]
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (3 * width,))
+      biases = jnp.split(bias.astype(self.dtype), 3)
+      parts = [part + bias for part, bias in zip(parts, biases, strict=True)]
+    heads = (*x.shape[:-1], self.num_heads, width // self.num_heads)
+    return tuple(part.reshape(heads) for part in parts)
+
+
+class Mlp(nn.Module):
+  """Two dense layers with an activation between, applied to every token."""
+
+  hidden: int
+  activation: str
+  bias: bool
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    h = Dense(self.hidden, self.bias, self.dtype, name="fc1")(x)
+    h = ACTIVATIONS[self.activation](h)
+    return Dense(x.shape[-1], self.bias, self.dtype, name="fc2")(h)
+
+
+def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+  """Returns x times the normal distribution function of x, as timm has it.
+
+  It is computed in float32 and by erf, as PyTorch does. `jax.nn.gelu` takes
+  erfc, and rounds to bfloat16 at every step.
+  """
+  y = x.astype(jnp.float32)
+  return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
+
+
+@jax.custom_vjp
+def layer_norm(
+  x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Array, "D"]
+) -> Float[Array, "*B D"]:
+  """Returns (x - mean) / sqrt(var + eps) * scale + bias, in float32.
+
+  Its gradient is written out: it takes two sums over a row of x, where the one
+  that JAX derives takes five.
+  """
+  return _layer_norm_forward(x, scale, bias)[0]
+
+
+def _layer_norm_forward(x, scale, bias):
+  y = x.astype(jnp.float32)
+  mean = y.mean(axis=-1, keepdims=True)
+  # The one-pass variance cancels in float32 when the mean is large.
+  variance = jnp.square(y - mean).mean(axis=-1, keepdims=True)
+  inverse = jax.lax.rsqrt(variance + NORM_EPS)
+  mean, inverse = checkpoint_name((mean, inverse), "norm")
+  return (y - mean) * inverse * scale + bias, (x, scale, mean, inverse)
+
+
+def _layer_norm_backward(residuals, grad):
+  x, scale, mean, inverse = residuals
+  unit = (x.astype(jnp.float32) - mean) * inverse
+  scaled = grad * scale
+  along = (scaled * unit).mean(axis=-1, keepdims=True)
+  level = scaled.mean(axis=-1, keepdims=True)
+  d_x = inverse * (scaled - level - unit * along)
+  rows = tuple(range(x.ndim - 1))
+  return d_x.astype(x.dtype), (grad * unit).sum(rows), grad.sum(rows)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+class LayerNorm(nn.Module):
+  """`layer_norm` with its parameters, which are those of `nn.LayerNorm`."""
+
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+    return layer_norm(x, scale, bias).astype(self.dtype)
+
+
+NORMS = {
+  "layernorm": LayerNorm,
+  "rmsnorm": functools.partial(nn.RMSNorm, epsilon=NORM_EPS),
+}
+
+ACTIVATIONS = {
+  "gelu": gelu,
+  "silu": nn.silu,
+}
