@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from audiomosaic_jax import augment, dsp
+from audiomosaic_jax import augment, dsp, filters
 
 Waveform = Float[Array, "batch samples"]
 
@@ -195,7 +195,7 @@ def high_pass(
   """
   batch = waveform.shape[0]
   key_apply, key_order, key_cutoff = jax.random.split(key, 3)
-  changed = dsp.high_pass_filter(
+  changed = filters.high_pass_filter(
     waveform,
     _mel_uniform(key_cutoff, batch, min_cutoff_freq, max_cutoff_freq),
     _filter_order(key_order, batch, min_rolloff, max_rolloff),
@@ -255,7 +255,7 @@ def band_stop(
   half = 0.5 * _uniform(
     key_width, batch, min_bandwidth_fraction, max_bandwidth_fraction
   )
-  changed = dsp.band_stop_filter(
+  changed = filters.band_stop_filter(
     waveform,
     center_hz * (1.0 - half),
     center_hz * (1.0 + half),

@@ -126,7 +126,7 @@ def embed(config, params, waveform):
     }[config["pooling"]]
     rows = patches.reshape(count, bands, -1).mean(axis=1)
     if config["use_fc_norm"]:
-      norm = NORMS[vit.norm]()
+      norm = NORMS[vit.norm](dtype="float32")
       pooled = norm.apply({"params": params["fc_norm"]}, pooled)
       if config["pooling"] != "fusion":  # Its norm has twice as many channels.
         rows = norm.apply({"params": params["fc_norm"]}, rows)

@@ -173,7 +173,7 @@ def _encoder(
     "final_norm": "norm.weight" in shapes,
     "attention": "auto",
     "remat": "none",
-    "scan_unroll": 1,
+    "scan_unroll": 0,
     "dtype": "float32",
   }
 

@@ -43,7 +43,7 @@ def embed(config, params, waveform):
     tokens = tokens[: int(vit.class_token) + count * bands]
     pooled = POOLINGS[config["pooling"]](tokens)
     if config["use_fc_norm"]:
-      norm = NORMS[vit.norm]()
+      norm = NORMS[vit.norm](dtype="float32")
       pooled = norm.apply({"params": params["fc_norm"]}, pooled)
     rows += count * [pooled]  # A window counts as often as it has columns.
   return jnp.stack(rows).mean(axis=0)

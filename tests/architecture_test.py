@@ -26,10 +26,13 @@ PURE = (
   "mixup",
   "scores",
   "dsp",
+  "filters",
   "fingerprint",
 )
 # What the augmentations stand on; other pure modules stand alone.
-SHARED_BY_PURE = (f"{PACKAGE}.dsp", f"{PACKAGE}.augment")
+SHARED_BY_PURE = tuple(
+  f"{PACKAGE}.{name}" for name in ("augment", "dsp", "filters")
+)
 LOOPS = ("pretrain", "finetune", "instruct")
 FILE_LINES, FUNCTION_LINES, TRAIN_LINES = 400, 60, 120
 

@@ -83,9 +83,13 @@ def report(fits=True, batch=4, **roles):
   )
 
 
-def collective(kind, *dims, counted=True):
+def collective(kind, *dims, counted=True, op_name=""):
   shapes = tuple(("f32", d) for d in dims)
-  return hlo.Collective(kind, shapes, 1, counted, "")
+  return hlo.Collective(kind, shapes, 1, counted, op_name)
+
+
+def gathered_by_sum(*dims):
+  return collective("all-reduce", *dims, op_name="jit(step)/loss/all_gather")
 
 
 def test_collectives_in_a_loop_count_once_per_turn():
@@ -153,6 +157,10 @@ def test_text_that_is_not_hlo_is_refused():
     # Positions without the row of the class token.
     ("gradients", collective("all-reduce", (64, 16))),
     ("unexpected", collective("all-reduce", (16, 64, 16))),
+    # The loss of blocks: two numbers for each of 16 clips, and embeddings.
+    ("embeddings", gathered_by_sum((8, 2), (32,))),
+    ("embeddings", gathered_by_sum((2, 8, 8))),
+    ("unexpected", gathered_by_sum((16, 24))),
   ],
 )
 def test_every_collective_has_a_role(expected, found):

@@ -1,4 +1,4 @@
-"""Tests of dsp.py: what each filter, stretch and shift does, measured."""
+"""What each filter, stretch and shift of a batch does, measured."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from audiomosaic_jax import dsp
+from audiomosaic_jax import dsp, filters
 
 RATE = 16_000
 SETTINGS = {"sample_rate_hz": RATE}
@@ -56,7 +56,7 @@ def smooth(values, width=25):
 def test_the_high_pass_has_the_magnitude_of_scipys(order, cutoff_hz):
   # A click in the middle of silence shows the whole response.
   click = jnp.zeros((1, RATE)).at[0, RATE // 2].set(1.0)
-  actual = dsp.high_pass_filter(
+  actual = filters.high_pass_filter(
     click, jnp.array([cutoff_hz]), jnp.array([order]), **SETTINGS
   )
   sections = signal.butter(order, cutoff_hz, "highpass", fs=RATE, output="sos")
@@ -75,7 +75,7 @@ def test_the_high_pass_has_the_magnitude_of_scipys(order, cutoff_hz):
 )
 def test_the_band_stop_has_the_magnitude_of_scipys(order, low_hz, high_hz):
   click = jnp.zeros((1, RATE)).at[0, RATE // 2].set(1.0)
-  actual = dsp.band_stop_filter(
+  actual = filters.band_stop_filter(
     click,
     jnp.array([low_hz]),
     jnp.array([high_hz]),
@@ -97,7 +97,7 @@ def test_the_band_stop_has_the_magnitude_of_scipys(order, low_hz, high_hz):
 @pytest.mark.parametrize("order", [2, 4])
 def test_white_noise_is_3_db_down_at_the_cutoff_and_falls_6_db_per_order(order):
   waveform = noise()
-  filtered = dsp.high_pass_filter(
+  filtered = filters.high_pass_filter(
     waveform, jnp.array([1_000.0]), jnp.array([order]), **SETTINGS
   )
   at_cutoff, low, high = response_db(filtered, waveform, 1_000, 300, 600)
@@ -109,7 +109,7 @@ def test_white_noise_is_3_db_down_at_the_cutoff_and_falls_6_db_per_order(order):
 
 def test_a_band_above_nyquist_ends_at_nyquist():
   waveform = noise()
-  filtered = dsp.band_stop_filter(
+  filtered = filters.band_stop_filter(
     waveform,
     jnp.array([1_000.0]),
     jnp.array([9_000.0]),
@@ -123,14 +123,14 @@ def test_a_band_above_nyquist_ends_at_nyquist():
 
 def test_filters_do_not_ring_across_the_ends_of_the_clip():
   waveform = jnp.zeros((1, RATE)).at[0, -400:].set(noise(samples=400)[0])
-  filtered = dsp.high_pass_filter(
+  filtered = filters.high_pass_filter(
     waveform, jnp.array([200.0]), jnp.array([4]), **SETTINGS
   )
   assert np.abs(filtered[0, : RATE // 2]).max() < 1e-5
 
 
 def test_a_constant_is_filtered_out_without_a_transient():
-  filtered = dsp.high_pass_filter(
+  filtered = filters.high_pass_filter(
     jnp.full((1, 5_000), 0.5),
     jnp.array([100.0]),
     jnp.array([2]),
@@ -141,7 +141,7 @@ def test_a_constant_is_filtered_out_without_a_transient():
 
 @pytest.mark.parametrize("samples", [1, 2, 37, 16_000, 160_000, 163_841])
 def test_the_fft_length_is_the_next_product_of_2_3_and_5(samples):
-  length = dsp._fast_length(samples)
+  length = filters._fast_length(samples)
   candidates = range(samples, length + 1)
 
   def is_smooth(n):
@@ -155,7 +155,7 @@ def test_the_fft_length_is_the_next_product_of_2_3_and_5(samples):
 
 def test_the_warped_axis_rises_from_zero_for_every_length_of_clip():
   for samples in (*range(1, 3_000, 7), 20_480, 160_000, 163_840, 480_000):
-    omega, length = dsp._filter_axis(samples)
+    omega, length = filters._filter_axis(samples)
     assert omega[0] == 0.0
     assert (np.diff(omega) > 0).all()
     assert np.isfinite(omega).all()
@@ -289,10 +289,10 @@ def test_resampling_gives_the_tone_at_the_new_times(step):
 
 
 FUNCTIONS = {
-  "high_pass_filter": lambda x, u: dsp.high_pass_filter(
+  "high_pass_filter": lambda x, u: filters.high_pass_filter(
     x, 100 + 1_000 * u, 2 + (u > 0.5).astype(jnp.int32), **SETTINGS
   ),
-  "band_stop_filter": lambda x, u: dsp.band_stop_filter(
+  "band_stop_filter": lambda x, u: filters.band_stop_filter(
     x,
     100 + 1_000 * u,
     2_000 + 1_000 * u,

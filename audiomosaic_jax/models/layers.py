@@ -138,15 +138,28 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class LayerNorm(nn.Module):
-  """`layer_norm` with its parameters, which are those of `nn.LayerNorm`."""
+  """`layer_norm` with its parameters, which are those of `nn.LayerNorm`.
+
+  Attributes:
+    dtype: of the result.
+    use_scale: multiply by a scale, else by 1.
+    use_bias: add a bias.
+  """
 
   dtype: str
+  use_scale: bool = True
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-    return layer_norm(x, scale, bias).astype(self.dtype)
+    width = x.shape[-1:]
+    scale, bias = jnp.ones(width), jnp.zeros(width)
+    if self.use_scale:
+      scale = self.param("scale", nn.initializers.ones, width)
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, width)
+    normed = layer_norm(x, jnp.asarray(scale), jnp.asarray(bias))
+    return normed.astype(self.dtype)
 
 
 NORMS = {
