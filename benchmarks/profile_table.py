@@ -353,9 +353,15 @@ def _events(folder: str) -> Iterator[tuple[str, str, float]]:
     raise FileNotFoundError(f"{folder} holds no *.xplane.pb; record one first")
   newest = max(paths, key=lambda path: path.stat().st_mtime)
   planes = list(jax.profiler.ProfileData.from_file(str(newest)).planes)
-  # With an accelerator, the host's events are of handing out work.
+  # With an accelerator, the host's events are of handing out work; a plugin
+  # without one may show an empty device.
   devices = [plane for plane in planes if plane.name.startswith("/device:")]
-  for plane in devices or planes:
+  yield from list(_operation_events(devices)) or _operation_events(planes)
+
+
+def _operation_events(planes: list[Any]) -> Iterator[tuple[str, str, float]]:
+  """Yields (instruction, kernel, seconds) of what runs an operation."""
+  for plane in planes:
     for line in plane.lines:
       for event in line.events:
         name = dict(event.stats).get("hlo_op")
