@@ -105,32 +105,33 @@ def _rotations(
   inputs = (turns, from_below, from_above)
   inputs = tuple(x.swapaxes(0, 1) for x in inputs)
   rotations = lax.platform_dependent(
-    start, *inputs, cpu=_accumulate_on_cpu, default=_accumulate
+    start, *inputs, cuda=_accumulate_on_gpu, default=_accumulate
   )
   return jnp.concatenate([start[:, None], rotations.swapaxes(0, 1)], axis=1)
 
 
 def _accumulate(start, *inputs):
-  """Returns the rotation after every turn, each computed by one kernel."""
+  """Returns the rotation after every turn."""
 
   def step(rotation, inputs):
     turn, *sources = inputs
-    # The barrier keeps XLA from fusing steps, with three products per product.
-    rotation = lax.optimization_barrier(_follow(rotation * turn, *sources))
-    return rotation, rotation
-
-  return lax.scan(step, start, inputs, unroll=8)[1]
-
-
-def _accumulate_on_cpu(start, *inputs):
-  """Does the same; there, products take longer than another loop."""
-
-  def step(rotation, inputs):
-    turn, *sources = inputs
+    # The barrier keeps XLA from computing the product once per neighbour.
     rotation = _follow(lax.optimization_barrier(rotation * turn), *sources)
     return rotation, rotation
 
   return lax.scan(step, start, inputs)[1]
+
+
+def _accumulate_on_gpu(start, *inputs):
+  """Does the same in one kernel a turn; those of the loop take longer."""
+
+  def step(rotation, inputs):
+    turn, *sources = inputs
+    # The barrier keeps XLA from fusing turns, with three products per product.
+    rotation = lax.optimization_barrier(_follow(rotation * turn, *sources))
+    return rotation, rotation
+
+  return lax.scan(step, start, inputs, unroll=8)[1]
 
 
 def stretch_time(

@@ -146,12 +146,9 @@ def role(
     return "gradients"
   if collective.kind != "all-reduce":
     return "unexpected"
-  # On a pod, a sum over devices of rows that are zero but for their own.
-  if collective.op_name.endswith("all_gather"):
-    numbers = {math.prod(shape) for shape in dims}
-    clips = config.batch_size
-    gathered = {clips, 2 * clips, clips * projector.out_features}
-    return "embeddings" if numbers <= gathered else "unexpected"
+  if dims == {(config.batch_size,)}:
+    # On a pod gathers become sums, of rows that are zero but for their own.
+    return "embeddings"
   if dims == {()}:
     return "scalars" if collective.counted else "scalars of a random loop"
   statistics = {(projector.hidden_features,), (projector.out_features,)}
@@ -217,7 +214,7 @@ PARTS = {
   r"_roll_dynamic": "roll",
   r"_beta": "random gain",
   r"take_along_axis": "phase vocoder: gather",
-  r"shard_map/vmap\(\)/while": "phase vocoder: scan",
+  r"shard_map/vmap\(augment\)/.*while": "phase vocoder: scan",
 }
 
 

@@ -177,7 +177,7 @@ def test_both_ways_to_accumulate_phase_agree():
   )
   inputs = jnp.ones((2, 9), jnp.complex64), jnp.exp(1j * angle), below, above
   found, expected = (
-    jax.jit(way)(*inputs) for way in (dsp._accumulate, dsp._accumulate_on_cpu)
+    jax.jit(way)(*inputs) for way in (dsp._accumulate, dsp._accumulate_on_gpu)
   )
   np.testing.assert_allclose(found, expected, atol=1e-5)
   assert np.ptp(np.angle(found)) > 1

@@ -98,13 +98,14 @@ def _cudnn(
   )
 
 
-def row_major(x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+def row_major(x: Float[Array, "B N D"], name: str) -> Float[Array, "B N D"]:
   """Returns x, its channels side by side in the memory of a GPU.
 
   Left to choose, XLA kept the tokens of one of two views there, in all blocks,
-  and turned them around before and after each product.
+  and turned them around before and after each product. With "xla" by name
+  nothing is pinned, as exported programs are for all platforms.
   """
-  if jax.default_backend() != "gpu":
+  if name == "xla" or jax.default_backend() != "gpu":
     return x
   return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
 

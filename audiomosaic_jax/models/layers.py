@@ -72,6 +72,8 @@ class HeadsDense(nn.Module):
       bias = self.param("bias", nn.initializers.zeros, (3 * width,))
       biases = jnp.split(bias.astype(self.dtype), 3)
       parts = [part + bias for part, bias in zip(parts, biases, strict=True)]
+    # By heads a TPU might store them with half of the channels empty.
+    parts = checkpoint_name(tuple(parts), self.name)
     heads = (*x.shape[:-1], self.num_heads, width // self.num_heads)
     return tuple(part.reshape(heads) for part in parts)
 
@@ -115,16 +117,19 @@ def layer_norm(
 
 def _layer_norm_forward(x, scale, bias):
   y = x.astype(jnp.float32)
-  mean = y.mean(axis=-1, keepdims=True)
+  mean = y.mean(axis=-1)
   # The one-pass variance cancels in float32 when the mean is large.
-  variance = jnp.square(y - mean).mean(axis=-1, keepdims=True)
+  variance = jnp.square(y - mean[..., None]).mean(axis=-1)
   inverse = jax.lax.rsqrt(variance + NORM_EPS)
+  # Without a last axis of 1, which a TPU would store as 128.
   mean, inverse = checkpoint_name((mean, inverse), "norm")
-  return (y - mean) * inverse * scale + bias, (x, scale, mean, inverse)
+  unit = (y - mean[..., None]) * inverse[..., None]
+  return unit * scale + bias, (x, scale, mean, inverse)
 
 
 def _layer_norm_backward(residuals, grad):
   x, scale, mean, inverse = residuals
+  mean, inverse = mean[..., None], inverse[..., None]
   unit = (x.astype(jnp.float32) - mean) * inverse
   scaled = grad * scale
   along = (scaled * unit).mean(axis=-1, keepdims=True)
@@ -158,6 +163,7 @@ class LayerNorm(nn.Module):
       scale = self.param("scale", nn.initializers.ones, width)
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, width)
+    # Parameters of a file are numpy's.
     normed = layer_norm(x, jnp.asarray(scale), jnp.asarray(bias))
     return normed.astype(self.dtype)
 

@@ -95,7 +95,7 @@ class Attention(nn.Module):
     self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None
   ) -> Float[Array, "B N D"]:
     qkv = HeadsDense(self.num_heads, self.qkv_bias, self.dtype, name="qkv")
-    q, k, v = checkpoint_name(qkv(x), "qkv")
+    q, k, v = qkv(x)
     if self.qk_norm:
       q = NORMS[self.norm](dtype=self.dtype, name="q_norm")(q)
       k = NORMS[self.norm](dtype=self.dtype, name="k_norm")(k)
@@ -347,9 +347,9 @@ class ViT(nn.Module):
       return_layers=return_layers,
       name="blocks",
     )
-    x = kernels.row_major(kernels.pad(x, kernel))
+    x = kernels.row_major(kernels.pad(x, kernel), self.attention)
     x, layers = blocks(x, scales, valid)
-    x = kernels.row_major(x)
+    x = kernels.row_major(x, self.attention)
     return x[:, :length], None if layers is None else layers[:, :, :length]
 
   def _unroll(self) -> int:
