@@ -179,10 +179,9 @@ def _is_activation(shape: tuple[int, ...], config: ConfigDict) -> bool:
 
 
 def _heads(config: ConfigDict) -> set[tuple[int, ...]]:
-  """Returns the shapes of q, k and v's kernel and bias by heads."""
-  encoder = config.model.encoder
-  heads = (3, encoder.num_heads, encoder.width // encoder.num_heads)
-  return {heads, (encoder.width, *heads)}
+  """Returns the shapes of q, k and v's kernel and bias, one beside another."""
+  width = config.model.encoder.width
+  return {(3, width), (width, 3, width)}
 
 
 def _is_view(shape: tuple[int, ...], config: ConfigDict) -> bool:

@@ -173,7 +173,7 @@ def test_every_collective_has_a_role(expected, found):
     # Four clips of 25 tokens, mapped one by one; and their spectrograms.
     ("activations", collective("all-reduce", (4, 1, 25, 16))),
     ("views", collective("all-gather", (4, 128, 128), (4, 24))),
-    ("parameters", collective("all-gather", (16, 3, 2, 8))),
+    ("parameters", collective("all-gather", (16, 3, 16))),
     # A device's half of the stacked kernels and biases of fc1.
     ("gradients", collective("all-reduce", (2, 16, 32), (2, 32))),
     ("unexpected", collective("all-reduce", (4, 1, 26, 16))),

@@ -347,8 +347,12 @@ def test_devices_that_share_an_encoder_compute_their_heads_and_channels():
     assert f"{clips},4,{tokens},{tokens}" not in products
     assert f"{clips * tokens},{2 * width}" in products
     assert f"{clips * tokens},{4 * width}" not in products
-    # Two in a block going forward and two going backward.
-    assert sums.count(f"{clips},1,{tokens},{width}") == 4
+    # Two in a block going forward and, of the MLP, one going backward; those
+    # of q, k and v go together.
+    tokens_of_clips = f"{clips * tokens},{width}"
+    assert sums.count(tokens_of_clips) == 3
+    together = ", ".join([rf"f32\[{tokens_of_clips}\]\S*"] * 3)
+    assert len(re.findall(rf"\({together}\) all-reduce\(", program)) == 1
 
 
 def test_heads_that_devices_cannot_share_are_refused():

@@ -64,13 +64,12 @@ class HeadsDense(nn.Module):
   ) -> tuple[Float[Array, "B N H C"], ...]:
     width = x.shape[-1]
     kernel = self.param("kernel", DENSE_INIT, (width, 3 * width))
+    kernels = kernel.astype(self.dtype).reshape(width, 3, width)
     rows = x.astype(self.dtype).reshape(-1, width)
-    parts = [
-      rows @ part for part in jnp.split(kernel.astype(self.dtype), 3, axis=1)
-    ]
+    parts = [rows @ kernels[:, i] for i in range(3)]
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (3 * width,))
-      biases = jnp.split(bias.astype(self.dtype), 3)
+      biases = bias.astype(self.dtype).reshape(3, width)
       parts = [part + bias for part, bias in zip(parts, biases, strict=True)]
     # By heads a TPU might store them with half of the channels empty.
     parts = checkpoint_name(tuple(parts), self.name)
