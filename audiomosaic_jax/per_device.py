@@ -33,7 +33,11 @@ def map_examples(
   """
 
   def map_own(*examples):
-    return _map_rows(lambda row: function(*row), examples, at_once)
+    if at_once and at_once < len(jax.tree.leaves(examples)[0]):
+      return jax.lax.map(
+        lambda row: function(*row), examples, batch_size=at_once
+      )
+    return jax.vmap(function)(*examples)
 
   rows = sharding.batch_sharded(mesh).spec
   return jax.shard_map(map_own, mesh=mesh, in_specs=rows, out_specs=rows)
@@ -177,10 +181,3 @@ def check_at_once(at_once: int | None, local_batch: int) -> None:
       f"micro_batch_size {at_once} does not divide the {local_batch} clips of "
       f"a device; use {below}"
     )
-
-
-def _map_rows(function: Callable, examples: Any, at_once: int | None) -> Any:
-  """Returns `function` of each row, `at_once` rows at a time."""
-  if at_once and at_once < len(jax.tree.leaves(examples)[0]):
-    return jax.lax.map(function, examples, batch_size=at_once)
-  return jax.vmap(function)(examples)

@@ -139,7 +139,7 @@ def role(
     if dims <= {embedding, (config.batch_size,)}:
       return "embeddings"
     shared = config.tensor_devices > 1
-    known = set(shapes) | (_heads(config) if shared else set())
+    known = set(shapes) | (_qkv(config) if shared else set())
     divided = config.split_state or shared
     return "parameters" if divided and dims <= known else "unexpected"
   if collective.kind == "reduce-scatter" and config.split_state:
@@ -178,7 +178,7 @@ def _is_activation(shape: tuple[int, ...], config: ConfigDict) -> bool:
   return _squeezed(shape)[1:] in known
 
 
-def _heads(config: ConfigDict) -> set[tuple[int, ...]]:
+def _qkv(config: ConfigDict) -> set[tuple[int, ...]]:
   """Returns the shapes of q, k and v's kernel and bias, one beside another."""
   width = config.model.encoder.width
   return {(3, width), (width, 3, width)}

@@ -30,9 +30,7 @@ PURE = (
   "fingerprint",
 )
 # What the augmentations stand on; other pure modules stand alone.
-SHARED_BY_PURE = tuple(
-  f"{PACKAGE}.{name}" for name in ("augment", "dsp", "filters")
-)
+SHARED_BY_PURE = [f"{PACKAGE}.{x}" for x in ("augment", "dsp", "filters")]
 LOOPS = ("pretrain", "finetune", "instruct")
 FILE_LINES, FUNCTION_LINES, TRAIN_LINES = 400, 60, 120
 

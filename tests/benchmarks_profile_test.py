@@ -82,13 +82,12 @@ def test_fused_attention_counts_its_products():
 def test_kernels_of_an_operation_run_together_and_those_of_layers_add_up(
   monkeypatch,
 ):
-  layer = '{}, metadata={{op_name="jit(f)/loss/add"}}'.format
-  text = f"""\
-ENTRY %main (a: f32[8]) -> f32[8] {{
-  %a = f32[8]{{0}} parameter(0)
-  %add.1 = f32[8]{{0}} add(%a, %a){layer("")}
-  ROOT %add.2 = f32[8]{{0}} add(%add.1, %a){layer("")}
-}}
+  text = """\
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %add.1 = f32[8]{0} add(%a, %a), metadata={op_name="jit(f)/loss/add"}
+  ROOT %add.2 = f32[8]{0} add(%add.1, %a), metadata={op_name="jit(f)/loss/add"}
+}
 """
   events = [("add.1", "first", 1.0), ("add.1", "second", 2.0)]
   events += [("add.2", "first", 4.0), ("unknown", "first", 8.0)]

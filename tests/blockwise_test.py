@@ -92,7 +92,8 @@ def test_blocks_equal_the_reference(golden, case):
     jnp.float32(1 / float(z[f"{case}/temperature"])),
     jnp.float32(0.0),
   )
-  np.testing.assert_allclose(loss, z[f"{case}/loss64"], atol=1e-6, rtol=1e-6)
+  # Half the spacing of float32 at the largest logit, 10, comes on top.
+  np.testing.assert_allclose(loss, z[f"{case}/loss64"], atol=5e-7, rtol=1e-6)
   np.testing.assert_allclose(aux["accuracy"], z[f"{case}/res/acc"])
   for view, grad in enumerate(grads[:2]):
     expected = z[f"{case}/grad_z{view}"]

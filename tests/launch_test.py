@@ -4,6 +4,7 @@ They run against programs of fake_cloud.py; launch_tpu_test.py is about TPUs.
 """
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -192,8 +193,13 @@ def test_local_processes_are_told_of_each_other(cloud):
 
 
 def test_a_local_process_that_fails_ends_the_others(cloud):
-  local(cloud, f"[[ $JAX_PROCESS_ID == 0 ]] && exit 3; {STAY}")
+  fail = "until [[ -e $CLOUD/ready ]]; do /bin/sleep 0.02; done; exit 3"
+  say = """echo "{\\"pid\\": $$}" >>"$CLOUD/pids";"""
+  local(cloud, f"if [[ $JAX_PROCESS_ID == 0 ]]; then {fail}; fi; {say} {STAY}")
   cloud.run("launch/local.sh", "2", "x", "y", status=3)
+  (other,) = cloud.take("pids")
+  with pytest.raises(ProcessLookupError):
+    os.kill(other["pid"], 0)
 
 
 def test_a_sigterm_to_the_local_launcher_is_for_its_processes(cloud):

@@ -105,7 +105,7 @@ def row_major(x: Float[Array, "B N D"], name: str) -> Float[Array, "B N D"]:
   and turned them around before and after each product. With "xla" by name
   nothing is pinned, as exported programs are for all platforms.
   """
-  if name == "xla" or jax.default_backend() != "gpu":
+  if name == "xla" or not on_gpu():
     return x
   return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
 
@@ -127,9 +127,14 @@ def choose(name: str, *, dtype: str, channels: int, masked: bool) -> str:
   return "cudnn" if fused else "xla"
 
 
+def on_gpu() -> bool:
+  """Whether GPUs are what programs run on, if not told otherwise."""
+  return jax.default_backend() == "gpu"
+
+
 def _has_cudnn_kernel() -> bool:
   """Whether the GPUs, if that is what programs run on, know the kernel."""
-  if jax.default_backend() != "gpu":
+  if not on_gpu():
     return False
   version = getattr(jax.local_devices()[0], "compute_capability", "0.0")
   return float(version) >= CUDNN_CAPABILITY

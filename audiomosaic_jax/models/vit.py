@@ -356,7 +356,7 @@ class ViT(nn.Module):
     """Returns the blocks per step of the scan."""
     if self.scan_unroll:
       return min(self.scan_unroll, self.depth)
-    return self.depth if jax.default_backend() == "gpu" else 1
+    return self.depth if kernels.on_gpu() else 1
 
   def _check(self, fbank: Float[Array, "B T F"]) -> None:
     fits = tuple(n * self.patch_size for n in self.grid)
