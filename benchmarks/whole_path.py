@@ -292,6 +292,12 @@ def main(argv: list[str]) -> None:
   """Prints the table."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  if TURN_STEPS.value < WORKERS.value:
+    raise app.UsageError(
+      f"a worker of PyTorch makes whole batches: with --turn_steps="
+      f"{TURN_STEPS.value} only so many of --workers={WORKERS.value} would "
+      "work; give at least as many steps"
+    )
   # This process computes little, and no GPU is to be busy with it.
   jax.config.update("jax_platforms", "cpu")
   config = CONFIG.value

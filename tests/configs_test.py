@@ -239,7 +239,7 @@ def test_a_value_of_another_type_is_an_error_that_names_the_field():
 @pytest.mark.parametrize(
   ("argument", "message"),
   [
-    ("papr", "preset='papr'.*paper, demo, smoke, released"),
+    ("papr", "preset='papr'.*paper, demo, smoke, short, released"),
     ("varient=base", "unknown argument 'varient'.*variant"),
     ("variant=giant", "variant='giant'.*micro, tiny, small, base, large, huge"),
     ("mask=diagonal", "mask='diagonal'.*time_freq, time, freq, random"),
