@@ -58,6 +58,18 @@ def test_gelu_rounds_once():
   )
 
 
+def test_the_gradient_of_gelu_is_exact():
+  x = np.linspace(-6, 6, 1001)
+  density = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
+  exact = scipy.special.ndtr(x) + x * density
+  slope = jax.vmap(jax.grad(layers.gelu))
+  np.testing.assert_allclose(slope(jnp.float32(x)), exact, atol=1e-6)
+  half = jnp.bfloat16(x)
+  chex.assert_trees_all_equal(
+    slope(half), slope(half.astype(jnp.float32)).astype(half.dtype)
+  )
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_a_dense_layer_of_rows_is_that_of_flax(use_bias):
   x = normal(2, 3, 8)

@@ -92,14 +92,34 @@ class Mlp(nn.Module):
     return Dense(x.shape[-1], self.bias, self.dtype, name="fc2")(h)
 
 
+@jax.custom_vjp
 def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
   """Returns x times the normal distribution function of x, as timm has it.
 
   It is computed in float32 and by erf, as PyTorch does. `jax.nn.gelu` takes
-  erfc, and rounds to bfloat16 at every step.
+  erfc, and rounds to bfloat16 at every step. For its gradient, written out,
+  nothing but x is kept.
   """
   y = x.astype(jnp.float32)
-  return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
+  return (y * _normal_cdf(y)).astype(x.dtype)
+
+
+def _gelu_forward(x):
+  return gelu(x), x
+
+
+def _gelu_backward(x, grad):
+  y = x.astype(jnp.float32)
+  density = jnp.exp(-0.5 * y * y) / math.sqrt(2 * math.pi)
+  slope = _normal_cdf(y) + y * density
+  return ((grad.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+def _normal_cdf(y):
+  return 0.5 * (1 + jax.lax.erf(y * math.sqrt(0.5)))
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 @jax.custom_vjp
