@@ -48,7 +48,7 @@ def log_mel_statistics(
       continue
     # In 16 bits, as encoders hear it: the logarithm of what lies below tells
     # decoders apart, not sounds.
-    pcm = audio_io.float_to_pcm16(element["waveform"])
+    pcm = audio_io.as_pcm16(element["waveform"])
     waveform = audio_io.pcm16_to_float(pcm)
     num_frames = max(1 + (len(waveform) - frame) // shift, 1)
     # Whole seconds, so that few lengths are compiled.

@@ -206,7 +206,7 @@ def resample(
   distance = source - np.arange(_RATIO_STEPS, dtype=np.float32) * ratio
   cutoff = 0.95 * jnp.minimum(1.0, 1.0 / ratio)
   taper = jnp.maximum(1.0 - jnp.square(distance / _KERNEL_RADIUS), 0.0)
-  kernel = cutoff * jnp.sinc(cutoff * distance) * jnp.square(taper)
+  kernel = cutoff * _sinc(cutoff * distance) * jnp.square(taper)
   padded = jnp.pad(waveform, ((0, 0), (_KERNEL_RADIUS, slice_length)))
   # A slice that would start after the end starts at the zeros behind it.
   starts = jnp.minimum(
@@ -215,6 +215,12 @@ def resample(
   slices = _slices(padded, starts, slice_length)
   blocks = jnp.matmul(slices, kernel, precision=lax.Precision.HIGHEST)
   return blocks.reshape(batch, num_blocks * _RATIO_STEPS)
+
+
+def _sinc(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+  """Returns sin(pi x) / (pi x); shard_map refuses that of jax 0.12."""
+  angle = jnp.pi * jnp.where(x == 0, 1.0, x)
+  return jnp.where(x == 0, 1.0, jnp.sin(angle) / angle)
 
 
 def _slices(

@@ -187,6 +187,14 @@ def test_sixteen_bits_round_trip_exactly_and_clip():
   assert audio_io.float_to_pcm16(loud).tolist() == [-32768, 32767, 32767]
 
 
+def test_what_is_in_the_wanted_form_is_not_copied():
+  integers = np.array([-32768, 0, 5], np.int16)
+  floats = audio_io.as_float(integers)
+  assert audio_io.as_pcm16(integers) is integers
+  assert audio_io.as_float(floats) is floats
+  np.testing.assert_array_equal(audio_io.as_pcm16(floats), integers)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("rate_hz", [16_000, 44_100])
 def test_blocks_of_a_file_are_its_samples(tmp_path, kind, rate_hz):

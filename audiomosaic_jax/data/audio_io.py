@@ -259,6 +259,24 @@ def float_to_pcm16(
   return np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
 
 
+def as_pcm16(
+  waveform: Float[np.ndarray, " *n"] | Int16[np.ndarray, " *n"],
+) -> Int16[np.ndarray, " *n"]:
+  """Returns 16-bit integers as they are, else what they round to."""
+  if waveform.dtype == np.int16:
+    return waveform
+  return float_to_pcm16(waveform)
+
+
+def as_float(
+  waveform: Float[np.ndarray, " *n"] | Int16[np.ndarray, " *n"],
+) -> Float[np.ndarray, " *n"]:
+  """Returns floats as they are, and 16-bit integers in [-1, 1)."""
+  if waveform.dtype == np.int16:
+    return pcm16_to_float(waveform)
+  return waveform
+
+
 def pcm16_to_float(
   waveform: Int16[np.ndarray, " *n"],
 ) -> Float[np.ndarray, " *n"]:

@@ -47,7 +47,8 @@ class DegradedSource(wrappers.Wrapper):
   def __getitem__(self, index: int) -> dict:
     element = self.source[index]
     rng = np.random.default_rng([self.seed, int(element["id"])])
-    waveform = self.degradation(element["waveform"], rng)
+    waveform = audio_io.as_float(element["waveform"])
+    waveform = self.degradation(waveform, rng)
     return {**element, "waveform": waveform.astype(np.float32)}
 
 

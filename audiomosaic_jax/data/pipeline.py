@@ -51,7 +51,7 @@ class Crop(grain.transforms.RandomMap):
     clip = audio_io.fit_length(
       waveform, self.clip_samples, mode=self.pad, offset=offset
     )
-    return {**element, "waveform": audio_io.float_to_pcm16(clip)}
+    return {**element, "waveform": audio_io.as_pcm16(clip)}
 
 
 def train_iterator(
@@ -310,7 +310,7 @@ def eval_batches(
   for index, element in enumerate(clips):
     if int(element["id"]) != index:
       continue
-    waveform = audio_io.float_to_pcm16(element["waveform"])
+    waveform = audio_io.as_pcm16(element["waveform"])
     for start in window_starts(
       len(waveform),
       clip_samples=clip_samples,

@@ -120,7 +120,7 @@ def scan_clip(
   name = source.ids[index]
   rate_hz = _file_rate(source.path(index))
   try:
-    waveform = source[index]["waveform"]
+    waveform = audio_io.as_float(source[index]["waveform"])
   except (ValueError, OSError, RuntimeError) as error:
     status, reason = _classify(error)
     return ClipScan(name, status, reason, rate_hz), Moments(), Moments()

@@ -76,10 +76,10 @@ class TfdsSource(sources.Source):
 
   def _from_samples(self, record: Mapping) -> np.ndarray:
     """Returns samples that were stored as they are, at the wanted rate."""
-    waveform = audio_io.pcm16_to_float(record["audio"])
     rate_hz = int(record["sample_rate"])
     if rate_hz == self.sample_rate_hz:
-      return waveform
+      return record["audio"]
+    waveform = audio_io.pcm16_to_float(record["audio"])
     return soxr.resample(waveform, rate_hz, self.sample_rate_hz, quality="HQ")
 
 

@@ -182,7 +182,7 @@ class CachedSource(Wrapper):
   What is in stays in: every epoch visits each clip once, so replacing the
   oldest would never hit. Threads share the memory; worker processes do not.
   The waveforms are rounded to 16 bits whether they come from the cache or
-  not, so that the cache changes nothing but the speed.
+  not, so that the cache changes nothing but the speed. Do not write to them.
   """
 
   def __init__(self, source: Source, *, limit_bytes: int):
@@ -202,15 +202,14 @@ class CachedSource(Wrapper):
     element = self._clips.get(index)
     if element is None:
       element = self.source[index]
-      pcm = audio_io.float_to_pcm16(element["waveform"])
+      pcm = audio_io.as_pcm16(element["waveform"])
       element = {**element, "waveform": pcm}
       with self._lock:
         fits = self.used_bytes + pcm.nbytes <= self.limit_bytes
         if fits and index not in self._clips:
           self._clips[index] = element
           self.used_bytes += pcm.nbytes
-    waveform = audio_io.pcm16_to_float(element["waveform"])
-    return {**element, "waveform": waveform}
+    return dict(element)
 
   def __getstate__(self) -> dict:
     # A worker process starts with an empty cache of its own.

@@ -182,7 +182,7 @@ class Chat:
     clip = audio_io.fit_length(
       audio, pipeline.clip_samples, mode=pipeline.pad, offset=0
     )
-    return audio_io.float_to_pcm16(clip)
+    return audio_io.as_pcm16(clip)
 
   def sampling_of(self, **changes: Any) -> generate.Sampling:
     """Returns how the run's config draws tokens, with changes."""
