@@ -25,6 +25,7 @@ from prepared import (
 )
 
 from audiomosaic_jax.data import (
+  audio_io,
   audit,
   datasets,
   pipeline,
@@ -181,7 +182,9 @@ def test_every_input_reads_back_without_tensorflow(stored, kind, form):
       found[f"label {prefix}{name}"], element["label"]
     )
     np.testing.assert_allclose(
-      found[f"sound {prefix}{name}"], element["waveform"], atol=HALF_STEP
+      audio_io.as_float(found[f"sound {prefix}{name}"]),
+      element["waveform"],
+      atol=HALF_STEP,
     )
 
 

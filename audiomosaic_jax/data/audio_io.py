@@ -249,7 +249,8 @@ def fit_length(
     return waveform[offset : offset + num_samples]
   if mode == "pad":
     return np.pad(waveform, (0, num_samples - length))
-  return np.resize(np.roll(waveform, -offset), num_samples)
+  end = offset + num_samples
+  return np.tile(waveform, -(-end // length))[offset:end]
 
 
 def float_to_pcm16(

@@ -5,8 +5,9 @@ Every source answers `len(source)` and `source[i]`, which decodes clip i:
   {"waveform": [n], "label": int32 () or float32 [C], "id": int32 ()}
 
 A waveform is float32 in [-1, 1), or the 16-bit integers that a clip was stored
-as: `audio_io.as_float` and `as_pcm16` give what is wanted of either. A label is the index of the class (-1: unlabelled) or a multi-hot row over C
-classes; the id indexes `source.ids`, the names of the clips.
+as: `audio_io.as_float` and `as_pcm16` give what is wanted of either. A label is
+the index of the class (-1: unlabelled) or a multi-hot row over C classes; the
+id indexes `source.ids`, the names of the clips.
 """
 
 import abc
