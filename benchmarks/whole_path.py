@@ -292,11 +292,13 @@ def main(argv: list[str]) -> None:
   """Prints the table."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-  if TURN_STEPS.value < WORKERS.value:
+  workers = WORKERS.value
+  turn_steps = TURN_STEPS.value or max(8, workers)
+  if turn_steps < workers:
     raise app.UsageError(
-      f"a worker of PyTorch makes whole batches: with --turn_steps="
-      f"{TURN_STEPS.value} only so many of --workers={WORKERS.value} would "
-      "work; give at least as many steps"
+      "a worker of PyTorch makes whole batches: with --turn_steps="
+      f"{turn_steps} only so many of --workers={workers} would work; give at "
+      "least as many steps"
     )
   # This process computes little, and no GPU is to be busy with it.
   jax.config.update("jax_platforms", "cpu")
@@ -308,15 +310,15 @@ def main(argv: list[str]) -> None:
       config,
       folder,
       device=DEVICE.value,
-      workers=WORKERS.value,
+      workers=workers,
       rounds=ROUNDS.value,
-      turn_steps=TURN_STEPS.value,
+      turn_steps=turn_steps,
       compiled=COMPILE.value,
     )
   figures = {
     "device": DEVICE.value,
     "batch_size": config.batch_size,
-    "workers": WORKERS.value,
+    "workers": workers,
     "dtype": config.model.encoder.dtype,
     "fbank": host_pairs.host_fbank(config)[0],
     "compiled": COMPILE.value,
@@ -344,7 +346,10 @@ if __name__ == "__main__":
   )
   ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each.", lower_bound=1)
   TURN_STEPS = flags.DEFINE_integer(
-    "turn_steps", 8, "Batches of each turn.", lower_bound=1
+    "turn_steps",
+    None,
+    "Batches of each turn; default: 8, or one per worker if that is more.",
+    lower_bound=1,
   )
   COMPILE = flags.DEFINE_bool("compile", True, "Use torch.compile.")
   JSON = flags.DEFINE_string("json", "", "File to write the figures to.")
