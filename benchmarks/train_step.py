@@ -258,6 +258,10 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   mesh = sharding.make_mesh()
+  if COMPILE_ONLY.value:
+    setup = build(CONFIG.value, mesh)
+    setup.step.lower(*setup.shapes).compile()
+    return
   figures = measure(
     CONFIG.value, mesh, REPEATS.value, BREAKDOWN.value, PROFILE.value
   )
@@ -272,5 +276,8 @@ if __name__ == "__main__":
   REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.", lower_bound=1)
   BREAKDOWN = flags.DEFINE_bool("breakdown", True, "Time the pieces as well.")
   PROFILE = flags.DEFINE_string("profile", "", "Folder to write a trace to.")
+  COMPILE_ONLY = flags.DEFINE_bool(
+    "compile_only", False, "Only leave the program in JAX's cache."
+  )
   JSON = flags.DEFINE_string("json", "", "File to write the figures to.")
   app.run(main)

@@ -18,7 +18,8 @@ from fake_cloud import ARGUMENTS, ROOT, STAY, STOPPED
 
 SCRIPTS = sorted(
   path.relative_to(ROOT).as_posix()
-  for path in (ROOT / "launch").iterdir()
+  for folder in ("launch", "benchmarks")
+  for path in (ROOT / folder).iterdir()
   if path.suffix in (".sh", ".sbatch")
 )
 
@@ -31,7 +32,7 @@ def cloud(tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_no_launcher_has_a_syntax_error(script):
+def test_no_script_has_a_syntax_error(script):
   subprocess.run(["bash", "-n", ROOT / script], check=True)
 
 
