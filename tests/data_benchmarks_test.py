@@ -41,7 +41,7 @@ def check_source(source):
   for i in range(len(source)):
     element = source[i]
     assert set(element) == {"waveform", "label", "id"}
-    assert element["waveform"].dtype in (np.float32, np.int16)
+    assert element["waveform"].dtype == np.float32
     assert element["waveform"].size > 0
     assert element["id"] == i and element["id"].dtype == np.int32
     np.testing.assert_array_equal(element["label"], source.labels[i])

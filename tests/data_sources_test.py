@@ -1,4 +1,4 @@
-"""Folders, CSV files, manifests and the demo; bad clips; caches."""
+"""Folders, CSV files, manifests; bad clips; caches."""
 
 import json
 import pickle
@@ -54,14 +54,14 @@ def values_of(source):
   ]
 
 
-def check_source(source):
+def check_source(source, dtype=np.float32):
   """What every source promises."""
   assert len(source) == len(source.ids) == len(source.labels)
   assert str(len(source)) in repr(source)
   for i in (0, len(source) - 1):
     element = source[i]
     assert set(element) == {"waveform", "label", "id"}
-    assert element["waveform"].dtype in (np.float32, np.int16)
+    assert element["waveform"].dtype == dtype
     assert element["id"] == i and element["id"].dtype == np.int32
     np.testing.assert_array_equal(element["label"], source.labels[i])
     assert isinstance(source.ids[i], str)
@@ -249,13 +249,12 @@ class Counting(sources.Source):
 def test_a_cache_decodes_once_and_changes_nothing():
   plain = Counting(8)
   cached = wrappers.CachedSource(plain, limit_bytes=8 * 200)
-  check_source(cached)
+  check_source(cached, np.int16)
   for _ in range(3):
     for i in range(8):
-      waveform = cached[i]["waveform"]
-      assert waveform.dtype == np.int16
       np.testing.assert_array_equal(
-        audio_io.as_float(waveform), np.full(100, (i + 1) / 256, np.float32)
+        audio_io.as_float(cached[i]["waveform"]),
+        np.full(100, (i + 1) / 256, np.float32),
       )
   assert plain.reads == [1] * 8 and cached.used_bytes == 1600
 
@@ -342,58 +341,6 @@ def test_sources_travel_to_worker_processes(folder):
   )
   expected = values_of(source)
   assert values_of(pickle.loads(pickle.dumps(source))) == expected
-
-
-def test_the_demo_never_pretrains_on_notes_it_is_tested_on():
-  pretrain = datasets.make_dataset("demo", "pretrain", sample_rate_hz=16_000)
-  assert len(pretrain) == 848 + 373
-  assert set(pretrain.labels.tolist()) == {-1}
-  used = {
-    (source.root, path.split("#")[0])
-    for source in pretrain.sources
-    for path in source.paths
-  }
-  for split, size in (("train", 373), ("valid", 51), ("test", 355)):
-    notes = datasets.make_dataset(
-      "demo", f"instruments_{split}", sample_rate_hz=16_000
-    )
-    assert len(notes) == size and len(notes.class_names) == 10
-    assert set(notes.labels.tolist()) == set(range(10))
-    overlap = {(notes.root, path) for path in notes.paths} & used
-    assert len(overlap) == (size if split == "train" else 0)
-
-
-def test_no_instrument_library_is_both_pretrained_on_and_tested_on():
-  # A file name can hide that two recordings are the same; the library cannot.
-  clips = sources.tables.read_csv(
-    datasets.DEMO_DIR / "pretrain" / "clips.csv", ["source", "category"]
-  )
-  notes = sources.tables.read_csv(
-    datasets.DEMO_DIR / "instruments" / "labels.csv", ["source", "split"]
-  )
-  trained = {r["source"] for _, r in clips if r["category"] != "effects"}
-  held_out = {r["source"] for _, r in notes if r["split"] != "train"}
-  assert not trained & held_out
-  trained |= {r["source"] for _, r in notes if r["split"] == "train"}
-  tested = {r["source"] for _, r in notes if r["split"] == "test"}
-  assert not trained & tested
-
-
-@pytest.mark.parametrize(
-  "table", ["pretrain/clips.csv", "instruments/labels.csv"]
-)
-def test_every_packaged_clip_exists_and_has_a_licence_and_a_credit(table):
-  path = datasets.DEMO_DIR / table
-  readme = (datasets.DEMO_DIR / "README.md").read_text()
-  columns = ["path", "source", "licence"]
-  listed = set()
-  for _, row in sources.tables.read_csv(path, columns):
-    listed.add(path.parent / row["path"])
-    name = "tonejs-instrument-*"
-    if not row["source"].startswith("tonejs-instrument-"):
-      name = row["source"]
-    assert f"| {name} |" in readme and f"| {row['licence']} |" in readme
-  assert listed == set(path.parent.rglob("*.opus"))
 
 
 def test_names_of_data_sets_are_listed():

@@ -25,7 +25,7 @@ from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from audiomosaic_jax.data import prepare_job, scan, sources, storage
-from audiomosaic_jax.data.audio_io import float_to_pcm16
+from audiomosaic_jax.data.audio_io import as_pcm16
 from audiomosaic_jax.data.prepare_clips import Clip
 from audiomosaic_jax.data.prepare_job import Job, Shard
 
@@ -91,7 +91,7 @@ def features(job: Job) -> tfds.features.FeaturesDict:
 def encode(clip: Clip, waveform: np.ndarray, job: Job) -> dict:
   """Returns the record of a clip."""
   rate_hz = job.settings.sample_rate_hz
-  audio = float_to_pcm16(waveform)
+  audio = as_pcm16(waveform)
   if job.settings.format == "flac":
     audio = encode_flac(audio, rate_hz)
   return {
