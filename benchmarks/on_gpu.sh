@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every row of docs/performance.md that needs a GPU, in one call:
+# The rows of docs/performance.md that need a GPU, in one call (of the memory
+# rows, the last):
 #
 #   bash benchmarks/on_gpu.sh OUT
 #
@@ -33,7 +34,11 @@ named=--xla_gpu_enable_command_buffer=
 
 config() { echo "--config=configs/pretrain.py:variant=$VARIANT,batch_size=$1"; }
 say() { echo "== $SECONDS s: $*"; }
-quiet() { "$@" > "$OUT/$RANDOM.log" 2>&1 || echo "failed: $*"; }
+quiet() {
+  local log
+  log=$(mktemp "$OUT/cache/XXXX.log")
+  "$@" > "$log" 2>&1 || echo "failed, see $log: $*"
+}
 step() { python3 -m benchmarks.train_step --nobreakdown "$@"; }
 versus() {
   python3 -m benchmarks.versus_torch --device="$DEVICE" "$(config "$PAIRS")" "$@"
@@ -42,7 +47,7 @@ files() {
   python3 -m benchmarks.whole_path --device="$DEVICE" --nocompile \
     --workers="$WORKERS" "$(config "$FILE_PAIRS")" "$@"
 }
-saving=(--config.micro_batch_size=$((PAIRS < 32 ? PAIRS : 32)))
+saving=(--config.micro_batch_size=$((MANY_PAIRS < 32 ? MANY_PAIRS : 32)))
 saving+=(--config.model.encoder.remat=full --config.model.encoder.scan_unroll=1)
 
 say compile

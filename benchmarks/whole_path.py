@@ -75,9 +75,7 @@ def make_ours(config: ConfigDict, folder: str) -> Callable:
     **config.data.pipeline,
   )
   split = sharding.batch_sharded(mesh)
-  # As train_step compiles it, so that both find the other's in the cache.
-  step = setup.step.lower(*setup.shapes).compile()
-  state, done = [setup.init(key)], [0]
+  step, state, done = setup.compile(), [setup.init(key)], [0]
 
   def run(steps: int, train: bool) -> None:
     for _ in range(steps):
