@@ -17,8 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 from sklearn import metrics as sklearn_metrics
-from sklearn import neighbors, preprocessing
-from sklearn import pipeline as sklearn_pipeline
+from sklearn import neighbors, pipeline, preprocessing
 
 from audiomosaic_jax import (
   baseline,
@@ -32,7 +31,7 @@ from audiomosaic_jax import (
   sharding,
   tables,
 )
-from audiomosaic_jax.data import datasets, pipeline
+from audiomosaic_jax.data import clip_windows, datasets
 
 ConfigDict = ml_collections.ConfigDict
 SPLITS = ("train", "valid", "test")
@@ -50,7 +49,7 @@ class Task:
     name: for tables.
     class_names: in the order of the labels.
     labels: split -> [N] class of each clip.
-    batches: split -> batches of `pipeline.eval_batches`, int16 windows.
+    batches: split -> batches of `clip_windows.batches`, int16 windows.
     sources: split -> the source itself, for whole clips.
   """
 
@@ -81,9 +80,9 @@ def load_task(name: str, config: ConfigDict) -> Task:
   window = config.data.pipeline.clip_samples
   batches = {
     split: list(
-      pipeline.eval_batches(
+      clip_windows.batches(
         source,
-        batch_size=config.probe.batch_size,
+        batch_size=predict.for_all_devices(config.probe.batch_size),
         clip_samples=window,
         hop_samples=window,
         max_windows=config.probe.max_windows,
@@ -161,7 +160,7 @@ def probe_scores(
   """
 
   def knn(k):
-    return sklearn_pipeline.make_pipeline(
+    return pipeline.make_pipeline(
       preprocessing.StandardScaler(),
       neighbors.KNeighborsClassifier(k, metric="cosine"),
     )

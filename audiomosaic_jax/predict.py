@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from audiomosaic_jax import features, files, per_device, scores, sharding
-from audiomosaic_jax.data import pipeline
+from audiomosaic_jax.data import clip_windows
 from audiomosaic_jax.data.sources import Source
 
 ConfigDict = ml_collections.ConfigDict
@@ -111,18 +111,22 @@ def make_window_fn(model, config: ConfigDict, method: str) -> Callable:
 
 
 def window_batches(source: Source, config: ConfigDict) -> Iterator[dict]:
-  """Yields the windows of all clips, as `pipeline.eval_batches` does."""
+  """Yields the windows of all clips, as `clip_windows.batches` does."""
   window = config.data.pipeline.clip_samples
-  devices = len(jax.local_devices())
-  size = -(-config.evaluation.batch_size // devices) * devices
-  return pipeline.eval_batches(
+  return clip_windows.batches(
     source,
-    batch_size=size,
+    batch_size=for_all_devices(config.evaluation.batch_size),
     clip_samples=window,
     hop_samples=window,
     max_windows=config.evaluation.max_windows,
     pad=config.data.pipeline.pad,
   )
+
+
+def for_all_devices(batch_size: int) -> int:
+  """Returns the size, rounded up to as many rows for each local device."""
+  devices = len(jax.local_devices())
+  return -(-batch_size // devices) * devices
 
 
 def make_readout_fn(model, batch_size: int) -> Callable:

@@ -95,7 +95,15 @@ def build_job(
   )
   probe = None
   if task:
-    probe = encoder_probe.make_online_probe(model, config, task)
+    online = encoder_probe.make_online_probe(model, config, task)
+    # Of a split state a process has but its devices' part.
+    whole = jax.jit(
+      lambda variables: variables, out_shardings=sharding.replicated(mesh)
+    )
+
+    def probe(variables):
+      return online(whole(variables))
+
   return Job(
     config=config,
     seed=seed,
@@ -175,7 +183,8 @@ def run_steps(job, checkpoints, watcher, writer, rollbacks: int) -> bool:
   state = job.init()
   if step:
     state, meta = checkpoints.restore(step, state, None)
-    rollbacks = max(rollbacks, meta["rollbacks"])
+    # This process counts from 0 again; what went bad before must not recur.
+    rollbacks += meta["rollbacks"]
   elif not rollbacks:
     writer.log_parameter_overview(state.params)
   key = jax.random.fold_in(jax.random.key(job.seed), rollbacks)

@@ -113,7 +113,7 @@ def full(variant: str) -> ConfigDict:
           "crop": "start",
           "pad": config_dict.placeholder(str),
           "num_threads": 16,
-          "prefetch_size": 64,
+          "prefetch_size": 2,
           "num_workers": 0,
         },
       },

@@ -107,7 +107,7 @@ def paper(args: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
           "crop": "random",
           "pad": "pad",
           "num_threads": 16,
-          "prefetch_size": 64,
+          "prefetch_size": 2,
           "num_workers": 0,
         },
       },

@@ -57,7 +57,7 @@ def base(variant: str) -> ConfigDict:
           "crop": "start",
           "pad": "pad",
           "num_threads": 16,
-          "prefetch_size": 64,
+          "prefetch_size": 2,
           "num_workers": 0,
         },
       },

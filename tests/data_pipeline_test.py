@@ -1,42 +1,19 @@
-"""Order and crops depend on seed and step only; every clip is evaluated."""
+"""Order and crops depend on seed and step only, however they are read."""
 
 import itertools
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from absl import flags
+from ramps import Ramps
 
-from audiomosaic_jax.data import audio_io, pipeline, sources, wrappers
+from audiomosaic_jax.data import pipeline, wrappers
 
 NUM_CLIPS = 11
 CLIP = 16
-
-
-class Ramps(sources.Source):
-  """Clip i counts up from 1000 i, so that a crop shows where it came from."""
-
-  def __init__(self, lengths, bad=()):
-    self.lengths = list(lengths)
-    self.ids = [str(i) for i in range(len(self.lengths))]
-    self.class_names = ("even", "odd")
-    self.multi_hot = False
-    self.bad = set(bad)
-
-  @property
-  def labels(self):
-    return np.arange(len(self), dtype=np.int32) % 2
-
-  def __getitem__(self, index):
-    if index in self.bad:
-      raise audio_io.BadClipError(self.ids[index], "silent")
-    pcm = np.arange(self.lengths[index]) + 1000 * index + 1
-    return {
-      "waveform": (pcm / 32768).astype(np.float32),
-      "label": np.int32(index % 2),
-      "id": np.int32(index),
-    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,6 +100,71 @@ def test_the_seed_decides_order_and_crops(iterate):
   assert any(
     (a["id"] != b["id"]).any() for a, b in zip(first, other, strict=True)
   )
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [34, 37, 48])
+def test_a_batch_read_in_pieces_has_its_clips_in_order(
+  iterate, batch_size, num_workers
+):
+  single = take(iterate(batch_size=1), 3 * batch_size)
+  expected = [
+    {
+      name: np.concatenate([clip[name] for clip in single[start:][:batch_size]])
+      for name in ("waveform", "label", "id")
+    }
+    for start in range(0, 3 * batch_size, batch_size)
+  ]
+  batches = iterate(batch_size=batch_size, num_workers=num_workers)
+  assert_same(take(batches, 3), expected)
+  pipeline.set_step(batches, 1)
+  assert_same(take(batches, 2), expected[1:])
+
+
+class CountedRamps(Ramps):
+  """Ramps that remember which were read."""
+
+  def __init__(self, lengths):
+    super().__init__(lengths)
+    self.read = []
+
+  def __getitem__(self, index):
+    self.read.append(index)
+    return super().__getitem__(index)
+
+
+def test_what_is_read_ahead_does_not_grow_with_the_threads(iterate):
+  source = CountedRamps([40] * NUM_CLIPS)
+  batch_size, num_threads, prefetch_size = 256, 8, 2
+  batches = iterate(
+    source,
+    batch_size=batch_size,
+    num_threads=num_threads,
+    prefetch_size=prefetch_size,
+  )
+  next(batches)
+  reads = -1
+  while reads < len(source.read):
+    reads = len(source.read)
+    time.sleep(0.3)
+  # The one that was taken, and one that waits for room.
+  batches_read = prefetch_size + 2
+  pieces = 2 * num_threads + 1
+  assert reads >= (prefetch_size + 1) * batch_size
+  assert reads <= batches_read * batch_size + pieces * pipeline.PIECE_CLIPS
+
+
+@pytest.mark.parametrize("wrong", [{"num_threads": 0}, {"prefetch_size": 0}])
+def test_a_reader_without_threads_or_room_is_refused(iterate, wrong):
+  with pytest.raises(ValueError, match="must be at least 1"):
+    iterate(**wrong)
+
+
+def test_a_batch_does_not_keep_the_recordings_it_was_cut_from():
+  recording = np.zeros(10 * CLIP, np.int16)
+  crop = pipeline.Crop(clip_samples=CLIP, crop="random", pad="repeat")
+  clip = crop.random_map({"waveform": recording}, np.random.default_rng(0))
+  assert not np.shares_memory(clip["waveform"], recording)
 
 
 @pytest.mark.parametrize(
@@ -251,70 +293,6 @@ def test_crop_start_takes_the_beginning(iterate):
 def test_settings_that_cannot_work_are_refused(iterate, changes, message):
   with pytest.raises(ValueError, match=message):
     iterate(**changes)
-
-
-def evaluate(source, **changes):
-  arguments = dict(
-    batch_size=4, clip_samples=CLIP, hop_samples=8, max_windows=None, pad="pad"
-  )
-  return list(pipeline.eval_batches(source, **{**arguments, **changes}))
-
-
-def test_evaluation_sees_every_sample_of_every_clip_once_per_window():
-  lengths = [40, 5, 16, 17, 33]
-  batches = evaluate(Ramps(lengths))
-  assert {b["waveform"].shape for b in batches} == {(4, CLIP)}
-  assert {b["waveform"].dtype for b in batches} == {np.dtype(np.int16)}
-  joined = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
-  valid = joined["valid"]
-  count = valid.sum()
-  assert valid[:count].all() and not joined["waveform"][count:].any()
-  clips = joined["clip"][:count]
-  assert (np.diff(clips) >= 0).all() and set(clips) == set(range(5))
-  np.testing.assert_array_equal(joined["label"][:count], clips % 2)
-  for index, length in enumerate(lengths):
-    seen = joined["waveform"][:count][clips == index]
-    seen = set(seen.ravel().tolist()) - {0}
-    first = 1000 * index + 1
-    assert seen == set(range(first, first + length))
-
-
-def test_windows_cover_the_end_and_can_be_thinned_out():
-  def starts(length, max_windows=None):
-    return pipeline.window_starts(
-      length, clip_samples=16, hop_samples=8, max_windows=max_windows
-    ).tolist()
-
-  assert starts(5) == starts(16) == [0]
-  assert starts(17) == [0, 1]
-  assert starts(32) == [0, 8, 16]
-  assert starts(41) == [0, 8, 16, 24, 25]
-  assert starts(41, 3) == [0, 16, 25]
-  assert starts(41, 1) == [0]
-
-
-def test_evaluation_does_not_depend_on_the_batch_size():
-  def rows(batch_size):
-    return [
-      (int(clip), row.tolist())
-      for batch in evaluate(Ramps([40, 5, 30]), batch_size=batch_size)
-      for clip, row, valid in zip(
-        batch["clip"], batch["waveform"], batch["valid"], strict=True
-      )
-      if valid
-    ]
-
-  assert rows(1) == rows(4) == rows(64)
-
-
-def test_evaluation_stops_at_a_bad_clip_or_leaves_it_out():
-  source = Ramps([16] * 4, bad=[1])
-  with pytest.raises(audio_io.BadClipError, match="1: silent"):
-    evaluate(source)
-  (batch,) = evaluate(
-    wrappers.TolerantSource(source, max_bad_fraction=0.5, report_path=None)
-  )
-  assert batch["clip"][batch["valid"]].tolist() == [0, 2, 3]
 
 
 def test_batches_are_made_without_jax_flax_or_tensorflow():

@@ -286,14 +286,17 @@ def test_two_processes_probe_and_report_as_one(folder):
   more = "--config.probe.task=demo", "--config.report=True"
   more += f"--config.probe.eval_every={STEPS}", "--config.duration.total=4"
   tables = []
-  for num_processes in (1, 2):
-    workdir = folder / f"report_{num_processes}"
-    with Job(workdir, num_processes, *more) as job:
+  for num_processes, split in ((1, False), (2, False), (2, True)):
+    workdir = folder / f"report_{num_processes}_{split}"
+    flags = *more, f"--config.split_state={split}"
+    with Job(workdir, num_processes, *flags) as job:
       codes, _ = job.end()
       assert codes == [0] * num_processes, job.output()
     assert (workdir / "report.html").exists()
     tables.append(json.loads((workdir / "probes" / "demo.json").read_text()))
-  assert tables[0].keys() == tables[1].keys()
-  for row, scores in tables[0].items():
-    for probe, values in scores.items():
-      np.testing.assert_allclose(tables[1][row][probe], values, atol=0.02)
+  first, *others = tables
+  for other in others:
+    assert first.keys() == other.keys()
+    for row, scores in first.items():
+      for probe, values in scores.items():
+        np.testing.assert_allclose(other[row][probe], values, atol=0.02)

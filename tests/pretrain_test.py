@@ -80,6 +80,31 @@ def test_a_non_finite_loss_goes_back_and_on_with_other_clips(
 
 
 @pytest.mark.slow
+def test_a_rollback_has_other_clips_than_those_before_a_restart(
+  monkeypatch, tmp_path
+):
+  seeds = []
+  make = pipeline.train_iterator
+
+  def open_one(*args, seed, **kwargs):
+    seeds.append(seed)
+    return make(*args, seed=seed, **kwargs)
+
+  monkeypatch.setattr(pipeline, "train_iterator", open_one)
+  fail_at(monkeypatch, bad_step=2, times=1)
+  config = tiny_config()
+  config.duration.unit = "steps"
+  for total in (STEPS, STEPS + 4):
+    config.duration.total = total
+    assert pretrain.train(config, 0, tmp_path, None)
+    fail_at(monkeypatch, bad_step=STEPS + 2, times=1)
+  first, second, resumed, third = seeds
+  assert len({first, second, third}) == 3
+  assert resumed == second
+  assert checkpoint.load_meta(tmp_path)["rollbacks"] == 2
+
+
+@pytest.mark.slow
 def test_a_loss_that_stays_non_finite_stops_with_advice(monkeypatch, tmp_path):
   fail_at(monkeypatch, bad_step=3, times=math.inf)
   config = tiny_config(max_rollbacks=1)
