@@ -42,7 +42,7 @@ EXTRAS = {
   # its own TensorBoard summaries instead of going through tensorboardX.
   "tf": ["tensorflow-cpu>=2.21", "tensorboard>=2.19"],
   # What the benchmarks are timed against.
-  "bench": ["torch>=2.14", "torchaudio>=2.11"],
+  "bench": ["torch>=2.11", "torchaudio>=2.11"],
   # Compiles for TPUs on a machine without one; matches jax 0.10.2.
   "aot": ["libtpu==0.0.42.*"],
   # The newest jax2onnx that takes the Orbax named above; later ones want

@@ -1,5 +1,6 @@
 """Folders of checkpoints: which steps are there, and which are complete."""
 
+import itertools
 import os
 
 from absl import logging
@@ -23,7 +24,12 @@ def set_aside_incomplete(directory: epath.Path) -> None:
   for folder in directory.iterdir():
     if folder.name.isdigit() and not _is_complete(folder):
       logging.warning("%s is incomplete; ignoring it", folder)
-      folder.rename(directory / f"{folder.name}.incomplete")
+      names = (f"{folder.name}.incomplete{n or ''}" for n in itertools.count())
+      folder.rename(
+        next(
+          path for path in map(directory.joinpath, names) if not path.exists()
+        )
+      )
 
 
 def step_folder(directory: epath.PathLike) -> epath.Path:

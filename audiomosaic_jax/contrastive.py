@@ -109,9 +109,15 @@ def make_loss(model, config: ConfigDict, mesh) -> Callable:
   it is computed block by block.
 
   Raises:
-    ValueError: the loss is unknown.
+    ValueError: the loss is unknown, or the temperature out of its limits.
   """
-  settings = config.loss
+  settings, temperature = config.loss, config.model.temperature
+  low, high = losses.MIN_TEMPERATURE, losses.MAX_TEMPERATURE
+  if not low <= temperature <= high:
+    raise ValueError(
+      f"model.temperature is {temperature:g}, and would be taken for the "
+      f"nearest of its limits; use {low:g} to {high:g}"
+    )
   if settings.name not in losses.CONTRASTIVE:
     raise ValueError(
       f"loss.name is {settings.name!r}; use one of {tuple(losses.CONTRASTIVE)}"

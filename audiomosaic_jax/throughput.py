@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 # Dense bfloat16 peak per device, FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -50,10 +51,21 @@ def peak_flops(device: jax.Device, override: float) -> float:
   Args:
     device: a device of the mesh.
     override: `config.runtime.peak_flops_per_device`; 0 looks the device up in
-      `PEAK_FLOPS` and, where it is not listed (CPUs), times a float32 matrix
-      product, which is then the peak that this machine was seen to reach.
+      `PEAK_FLOPS`. A CPU is not listed: a float32 matrix product is timed,
+      which is then the peak that this machine was seen to reach. So is
+      another device that is not listed, with a warning.
   """
-  return override or PEAK_FLOPS.get(device.device_kind) or _timed_peak(device)
+  peak = override or PEAK_FLOPS.get(device.device_kind)
+  if peak:
+    return peak
+  if device.platform != "cpu":
+    logging.warning(
+      "the peak of a %r is not known, so mfu will be relative to a timed "
+      "float32 product; set runtime.peak_flops_per_device to what its data "
+      "sheet says",
+      device.device_kind,
+    )
+  return _timed_peak(device)
 
 
 def _timed_peak(device: jax.Device) -> float:
@@ -121,8 +133,8 @@ class StepClock:
 
     Returns:
       pairs_per_s and mfu, of all processes; host_wait_fraction, the share of
-      time that the device had nothing to do because the host was reading;
-      bytes_per_pair that go to the device; and, unless the device is the CPU,
+      time that the loop waited for a batch, in which the device may have been
+      busy with the step before; bytes_per_pair that go to the device; and, unless the device is the CPU,
       host_cpu_ms_per_pair, all CPU time of this process and of its ended
       workers over the pairs it read.
     """

@@ -6,7 +6,7 @@
 #
 # writes a log and JSON files to the folder OUT. What takes long to compile is
 # compiled first, side by side and into a cache, so that a rented GPU does not
-# wait; then each program is timed alone. Needs the extras "bench" and "cuda".
+# wait; then each program is timed alone. Needs the extras dev, bench and cuda.
 # DEVICE=cpu VARIANT=micro PAIRS=8 MANY_PAIRS=8 tries it without a GPU.
 set -uo pipefail
 

@@ -39,15 +39,30 @@ def parse_arguments(argument: str, **defaults) -> ConfigDict:
 
   Args:
     argument: text after the colon of --config; may be empty.
-    **defaults: the accepted keys and their values; `preset` takes the word
-      without an equals sign. A value is cast to its default's type.
+    **defaults: the accepted keys and their values. A word without an equals
+      sign is the `preset`, or sets the key of that name if its default is
+      False. A value is cast to its default's type.
+
+  Returns:
+    The values, and `given`, the keys that are in the argument.
 
   Raises:
-    ValueError: an unknown key, or a value of the wrong type.
+    ValueError: an unknown key, one that is given twice, or a value of the
+      wrong type.
   """
-  values = dict(defaults)
+  values, given = dict(defaults), {}
   for item in filter(None, (argument or "").split(",")):
     key, _, text = item.partition("=") if "=" in item else ("preset", "", item)
+    if "=" not in item and defaults.get(item) is False:
+      key, text = item, "True"
+    if key in given:
+      raise ValueError(
+        f"{key} is given twice in {argument!r}: {given[key]} and {item}; "
+        "leave one out"
+      )
+    given[key] = item
+    if defaults.get(key) is False and "=" in item:
+      raise ValueError(f"argument {item!r}: {key} is a word without a value")
     if key not in defaults:
       raise ValueError(
         f"unknown argument {key!r} in {argument!r}; choose from "
@@ -60,7 +75,7 @@ def parse_arguments(argument: str, **defaults) -> ConfigDict:
       raise ValueError(
         f"argument {key}={text!r} is not a {kind.__name__}"
       ) from None
-  return ConfigDict(values)
+  return ConfigDict(values | {"given": tuple(given)})
 
 
 def choose(name: str, value: str, options) -> str:

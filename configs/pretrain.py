@@ -8,9 +8,9 @@ Presets:   configs/pretrain.py:demo      packaged audio, CPU, minutes
            configs/pretrain.py:short     the demo's recipe on audio of yours,
                                          for calls, notes and words of a second
            configs/pretrain.py:released  the published code's masks and table
-           configs/pretrain.py:folder    audio files under a folder, unpacked:
-                                         --config.data.source.data_dir=DIR
-Switches:  configs/pretrain.py:variant=small,batch_size=1024
+Switches:  configs/pretrain.py:short,variant=small,batch_size=1024
+           folder                            audio files as they are, of
+                                             --config.data.source.data_dir=DIR
            mask=time_freq|time|freq|random   what each view loses
            time_ratio=0.6 freq_ratio=0.4     how much of it
            augment_level=0..7                how many augmentations
@@ -25,7 +25,7 @@ from ml_collections import config_dict
 
 from configs import common
 
-PRESETS = ("paper", "demo", "smoke", "short", "released", "folder")
+PRESETS = ("paper", "demo", "smoke", "short", "released")
 
 # How the first and the second view are masked.
 MASKS = {
@@ -43,6 +43,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   args = common.parse_arguments(
     argument,
     preset="paper",
+    folder=False,
     variant="base",
     batch_size=6144,
     mask="time_freq",
@@ -56,14 +57,14 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config = paper(args)
   if args.preset == "released":
     released(config)
-  if args.preset == "folder":
-    folder(config)
   if args.preset in ("demo", "smoke", "short"):
-    short(config)
+    short(config, args.given)
   if args.preset in ("demo", "smoke"):
-    demo(config, argument)
+    demo(config, args.given)
   if args.preset == "smoke":
-    smoke(config)
+    smoke(config, args.given)
+  if args.folder:
+    folder(config)
   if common.choose("loss", args.loss, LOSSES) == "sigmoid":
     sigmoid(config)
   return config
@@ -189,7 +190,7 @@ def folder(config: ml_collections.ConfigDict) -> None:
   )
 
 
-def short(config: ml_collections.ConfigDict) -> None:
+def short(config: ml_collections.ConfigDict, given: tuple[str, ...]) -> None:
   """Clips of 1.28 seconds; shorter ones are repeated.
 
   What differs from the paper, and why: with minutes of audio and of training
@@ -201,22 +202,23 @@ def short(config: ml_collections.ConfigDict) -> None:
   config.data.guard.cache_bytes = 2**30
   config.data.pipeline.update(clip_samples=20_720, pad="repeat")
   config.spectrogram.num_frames = 128
-  config.augment_waveform.order = ("roll_and_scale", "gain")
-  config.augment_waveform.gain.p = 1.0
+  if "augment_level" not in given:
+    config.augment_waveform.order = ("roll_and_scale", "gain")
+    config.augment_waveform.gain.p = 1.0
   config.augment_fbank.order = ("pitch_and_tempo",)
   config.model.encoder.drop_path = 0.0
   # The first window of a note holds its onset.
   config.probe.max_windows = 1
 
 
-def demo(config: ml_collections.ConfigDict, argument: str) -> None:
+def demo(config: ml_collections.ConfigDict, given: tuple[str, ...]) -> None:
   """Packaged real audio and a small encoder on two CPU cores.
 
   One block instead of two and batches of 32 buy more steps.
   """
-  if "variant=" not in argument:
+  if "variant" not in given:
     config.model.encoder.update(common.VIT_SIZES["micro"])
-  if "batch_size=" not in argument:
+  if "batch_size" not in given:
     config.batch_size = 32
   config.num_seeds = 3
   config.duration = {"unit": "steps", "total": 2600.0, "warmup": 60.0}
@@ -233,10 +235,11 @@ def demo(config: ml_collections.ConfigDict, argument: str) -> None:
   config.probe.update(task="demo", eval_every=520)
 
 
-def smoke(config: ml_collections.ConfigDict) -> None:
+def smoke(config: ml_collections.ConfigDict, given: tuple[str, ...]) -> None:
   """Every part of the job in two steps, to see that a machine works."""
   config.num_seeds = 1
-  config.batch_size = 16
+  if "batch_size" not in given:
+    config.batch_size = 16
   config.duration = {"unit": "steps", "total": 2.0, "warmup": 1.0}
   config.checkpoint.save_every = 1
   config.log_every = 1

@@ -6,13 +6,12 @@ import inspect
 import math
 import pathlib
 import re
-import sys
-from unittest import mock
 
 import jax
 import pytest
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from command_line import parse
+from ml_collections import ConfigDict
 
 from audiomosaic_jax import (
   augment_fbank,
@@ -40,6 +39,8 @@ SWITCHES = (
   "batch_size=512",
   "time_ratio=0.3",
   "freq_ratio=0.7",
+  "folder",
+  "short,folder",
 )
 ARGUMENTS = ("", *pretrain.PRESETS, *SWITCHES)
 
@@ -150,18 +151,6 @@ def differences(one: ConfigDict, other: ConfigDict) -> set[str]:
   }
 
 
-def parse(*words: str) -> ConfigDict:
-  """Returns the config of a command line, as main reads it."""
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file(
-    "config", None, lock_config=True, flag_values=values
-  )
-  # Overrides are looked up in the command line itself.
-  with mock.patch.object(sys, "argv", ["main", *words]):
-    values(sys.argv)
-  return holder.value
-
-
 def parameters(function) -> set[str]:
   """Returns the arguments of a function, or the fields of a module."""
   names = set(inspect.signature(function).parameters)
@@ -194,11 +183,22 @@ def test_every_preset_and_switch_builds_a_model_and_a_schedule(argument):
   assert all(n > 1 for n in experiment.tokens_per_view(config).values())
 
 
-@pytest.mark.parametrize("preset", ["paper", "released", "demo"])
+@pytest.mark.parametrize("preset", pretrain.PRESETS)
 def test_switches_win_over_the_preset(preset):
-  config = pretrain.get_config(f"{preset},variant=tiny,batch_size=64")
+  config = pretrain.get_config(
+    f"{preset},variant=tiny,batch_size=64,augment_level=1,folder,queue=128,"
+    "loss=sigmoid,mask=time,time_ratio=0.25"
+  )
   assert config.model.encoder.width == 192
   assert config.batch_size == 64
+  assert config.augment_waveform.order == (
+    "roll_and_scale",
+    "polarity_inversion",
+  )
+  assert config.data.source.name == "folder"
+  assert config.loss.queue.size == 128
+  assert config.loss.name == "sigmoid"
+  assert config.masking.view_freq.to_dict() == {"mode": "time", "ratio": 0.25}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -247,6 +247,9 @@ def test_a_value_of_another_type_is_an_error_that_names_the_field():
     ("time_ratio=most", "time_ratio='most' is not a float"),
     ("augment_level=8", "augment_level=8; choose 0 to 7"),
     ("augment_level=-1", "augment_level=-1; choose 0 to 7"),
+    ("demo,released", "preset is given twice .*: demo and released"),
+    ("queue=1,queue=2", "queue is given twice .*: queue=1 and queue=2"),
+    ("folder=False", "folder is a word without a value"),
   ],
 )
 def test_a_wrong_argument_is_refused_with_the_choices(argument, message):

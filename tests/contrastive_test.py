@@ -246,6 +246,13 @@ def test_an_unknown_loss_is_refused_by_name():
     contrastive.make_loss(None, config, sharding.make_mesh())
 
 
+@pytest.mark.parametrize("temperature", [0.005, 2.0])
+def test_a_temperature_that_would_be_clipped_is_refused(temperature):
+  config = tiny_config(**{"model.temperature": temperature})
+  with pytest.raises(ValueError, match=f"{temperature:g}.*use 0.01 to 1"):
+    contrastive.make_loss(None, config, sharding.make_mesh())
+
+
 @pytest.mark.slow
 def test_the_sigmoid_loss_learns_its_temperature_and_bias():
   config = tiny_config("smoke,loss=sigmoid")

@@ -349,6 +349,27 @@ def test_shards_have_about_the_size_that_is_wanted(folder, tmp_path):
     assert sorted(held) == list(range(5)) and held != list(range(5))
 
 
+def test_a_job_goes_on_with_its_cut_though_today_it_would_be_another(tmp_path):
+  for i in range(6):
+    write_clip(tmp_path / "in" / f"{i}.wav", 200 + 100 * i)
+  (tmp_path / "in" / "5.wav").write_bytes(b"garbage")
+  wanted = dict(num_shards=None, format="int16", shard_mb=0.02)
+  inputs, output = open_paths(tmp_path / "in"), tmp_path / "out"
+  prepare(output, inputs, **wanted)
+  write_clip(tmp_path / "in" / "5.wav", 700, seconds=20.0)
+  other = open_job(tmp_path / "other", inputs, **wanted)
+  job = open_job(output, inputs, **wanted)
+  assert len(job.shards) != len(other.shards)
+  assert job.missing() == []
+  # To try the bad clips again, their shards' reports are deleted.
+  for shard in job.shards:
+    if any(clip.name == "5.wav" for clip in job.clips(shard)):
+      job.report(shard).unlink()
+  assert len(job.missing()) == 1
+  prepare(output, inputs, **wanted)
+  assert set(by_name(read(output))) == {f"{i}.wav" for i in range(6)}
+
+
 def test_names_that_are_not_text_survive(tmp_path):
   name = os.fsdecode(b"caf\xe9.wav")
   write_clip(tmp_path / "in" / "a.wav", 440)
@@ -362,6 +383,8 @@ def test_wrong_inputs_say_what_is_wrong(folder):
     open_paths(folder / "train", folder / "valid")
   with pytest.raises(ValueError, match="'all' cannot be the name of a split"):
     open_paths(f"all={folder}/train")
+  with pytest.raises(ValueError, match="--input=train=: there is no path"):
+    open_paths("train=")
   with pytest.raises(FileNotFoundError, match="no such archive"):
     open_paths(folder / "no*.tar")
   (folder / "train.json").write_text("{}")

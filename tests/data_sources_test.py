@@ -302,6 +302,23 @@ def test_bad_clips_are_listed_once_over_threads_and_runs(tmp_path):
     assert lines[0]["path"].endswith(".wav") and lines[0]["reason"] == "silent"
 
 
+def test_a_line_that_a_full_disk_cut_off_is_no_trap_for_the_next(tmp_path):
+  path = tmp_path / "bad_clips.jsonl"
+  first = {"id": 0, "path": "a.wav", "reason": "silent"}
+  path.write_text(json.dumps(first) + '\n{"id": 1, "pa')
+  for _ in range(2):
+    source = tolerant(Counting(64, bad=[4]), path)
+    assert int(source[4]["id"]) == 5
+    before, added = map(json.loads, path.read_text().splitlines())
+    assert before == first and added["id"] == 4
+
+
+def test_a_data_set_without_a_folder_is_not_the_working_directory():
+  for name in ("folder", "tfds", "esc50"):
+    with pytest.raises(ValueError, match=f"'{name}' has no data_dir"):
+      datasets.make_dataset(name, None, data_dir="", sample_rate_hz=16_000)
+
+
 def test_too_many_bad_clips_end_the_run_with_both_numbers(tmp_path):
   path = tmp_path / "bad.jsonl"
   source = tolerant(Counting(20, bad=[3, 5, 9]), path, max_bad_fraction=0.1)

@@ -14,6 +14,7 @@ import sys
 
 import ml_collections
 import pytest
+from command_line import parse
 
 from audiomosaic_jax import encoder_probe, experiment, main
 from benchmarks import expected_hours
@@ -188,13 +189,14 @@ def test_every_config_of_a_command_builds_and_has_the_overridden_fields(
   command,
 ):
   given = flags(command)
-  config = build(given["config"])
-  assert config.mode in main.MODES
-  for name, value in given.items():
-    if name.startswith("config."):
-      field = name.removeprefix("config.")
-      kind = type(flatten(config)[field])
-      assert PLACEHOLDERS.fullmatch(value) or kind(value) is not None
+  assert build(given["config"]).mode in main.MODES
+  parse(
+    *(
+      f"--{name}={value}"
+      for name, value in given.items()
+      if name.partition(".")[0] == "config"
+    )
+  )
 
 
 def test_every_override_in_the_text_is_a_field():

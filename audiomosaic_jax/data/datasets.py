@@ -201,11 +201,16 @@ def make_dataset(
     **arguments: the keyword arguments of that entry.
 
   Raises:
-    ValueError: unknown name, or a pattern that fits nothing.
+    ValueError: unknown name, no folder, or a pattern that fits nothing.
   """
   if name not in DATASETS:
     raise ValueError(
       f"no data set {name!r}; choose {', '.join(sorted(DATASETS))}"
+    )
+  if arguments.get("data_dir") == "":  # It would be the working directory.
+    raise ValueError(
+      f"data set {name!r} has no data_dir; give its folder, for example with "
+      "--config.data.source.data_dir=FOLDER"
     )
   source = DATASETS[name](split, **arguments)
   if group_pattern:

@@ -138,7 +138,7 @@ def parse(
 
   Raises:
     FileNotFoundError: a pattern that fits nothing.
-    ValueError: a split is named twice.
+    ValueError: a split is named twice, or a path is empty.
   """
   wanted = {}
 
@@ -149,7 +149,11 @@ def parse(
       raise ValueError(f"split {split!r} is named twice; use --input=NAME=PATH")
 
   for text in inputs:
-    split, path = re.fullmatch(r"(?:(\w+)=)?(.+)", text).groups()
+    split, path = re.fullmatch(r"(?:(\w+)=)?(.*)", text).groups()
+    if not path:
+      raise ValueError(
+        f"--input={text}: there is no path; is a variable unset?"
+      )
     path = epath.Path(path).expanduser()
     if path.suffix == ".csv" and split_column:
       rows = tables.read_csv(path, [split_column])

@@ -198,8 +198,11 @@ def open_job(folder: epath.Path, inputs: Inputs, settings: Settings) -> Job:
   }
   path = notes(folder) / "job.json"
   if path.exists():
-    _check_same(folder, json.loads(path.read_text()), about)
-    return Job(folder, about)
+    old = json.loads(path.read_text())
+    _check_same(folder, old, about)
+    # Its cut, as that of today may be another: it follows from the lengths of
+    # some files, and those may have been mended in the meantime.
+    return Job(folder, old)
   if any(
     FILE_FORMAT in name or name == "dataset_info.json"
     for name in _names(folder)

@@ -292,9 +292,12 @@ def _append_once(path: pathlib.Path, record: dict) -> None:
   The lock is on the file, so that several processes can share it.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, "a+", encoding="utf-8") as file:
+  with open(path, "ab+") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     file.seek(0)
-    known = {json.loads(line)["path"] for line in file if line.endswith("\n")}
+    *lines, half = file.read().split(b"\n")
+    # A full disk leaves a line without its end; the next must not follow it.
+    file.truncate(file.tell() - len(half))
+    known = {json.loads(line)["path"] for line in lines}
     if record["path"] not in known:
-      file.write(json.dumps(record) + "\n")
+      file.write(json.dumps(record).encode() + b"\n")
