@@ -1,23 +1,19 @@
-"""Saving and resuming: train state, data position and description together.
+"""Saving and resuming: train state and description together.
 
 The only file that knows Orbax. A checkpoint directory holds one folder per
-kept step, and each folder three items:
+kept step, and each folder two items:
 
   checkpoints/1000/state   parameters, batch statistics, optimiser state, step
-  checkpoints/1000/data    Grain's own iterator state, one file per process
-  checkpoints/1000/meta    JSON: the config and whatever else describes the run,
-                           and fingerprints of all of the state
+  checkpoints/1000/meta    JSON: whatever else describes the run, and
+                           fingerprints of all of the state
 
 Saving is asynchronous: `save` returns once the arrays are off the device, and
 a folder gets its final name only when it is complete. What is read is compared
 with its fingerprints: Orbax restores a flipped bit without a word.
 
-Where the data continues. Batch n is the input of step n and every pipeline is a
-pure function of the batch index, so `step` is the data position. Restoring sets
-that index, which is right for any number of hosts and of data workers, also
-when a batch had been fetched ahead. Grain cannot set an index across several
-worker *processes*; for those its own saved state is used, which needs the same
-number of hosts and workers.
+Where the data continues is not saved. Batch n is the input of step n and a pure
+function of n (`data.pipeline`), so `step` is the position, for any number of
+hosts and of data workers, and also when batches had been read ahead.
 """
 
 import contextlib
@@ -25,7 +21,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
@@ -41,9 +36,9 @@ class Checkpointer:
 
   with Checkpointer(directory, keep_last=3, keep_every=10_000) as saved:
     if (step := saved.latest_step()) is not None:
-      state, meta = saved.restore(step, abstract_state, batches)
+      state, meta = saved.restore(step, abstract_state)
     ...
-    saved.save(step, state, batches, {"config": config.to_dict()})
+    saved.save(step, state, {"config": config.to_dict()})
   """
 
   def __init__(
@@ -106,7 +101,6 @@ class Checkpointer:
     self,
     step: int,
     state: PyTree,
-    data_iterator: Iterator | None,
     meta: Mapping[str, Any],
   ) -> bool:
     """Starts writing a checkpoint; call it on every process.
@@ -119,7 +113,6 @@ class Checkpointer:
       step: number of finished updates, which is also the index of the batch
         to continue with.
       state: pytree of arrays.
-      data_iterator: Grain iterator, or None if the data has no position.
       meta: JSON-serialisable description of the run.
 
     Returns:
@@ -130,20 +123,14 @@ class Checkpointer:
     """
     if step in self._manager.all_steps():
       return False
-    items = {
-      "state": ocp.args.StandardSave(state),
-      "meta": ocp.args.JsonSave(
-        checkpoint_content.add_fingerprints(meta, state)
-      ),
-    }
-    if data_iterator is not None:
-      items["data"] = grain.checkpoint.CheckpointSave(data_iterator)
-    return self._manager.save(
-      step, args=ocp.args.Composite(**items), force=True
+    items = ocp.args.Composite(
+      state=ocp.args.StandardSave(state),
+      meta=ocp.args.JsonSave(checkpoint_content.add_fingerprints(meta, state)),
     )
+    return self._manager.save(step, args=items, force=True)
 
   def restore(
-    self, step: int, abstract_state: PyTree, data_iterator: Iterator | None
+    self, step: int, abstract_state: PyTree
   ) -> tuple[PyTree, dict[str, Any]]:
     """Reads a checkpoint onto the shardings of `abstract_state`.
 
@@ -154,16 +141,14 @@ class Checkpointer:
       step: one of `all_steps()`.
       abstract_state: the state's structure: arrays, or
         `jax.ShapeDtypeStruct`s that carry a sharding.
-      data_iterator: repositioned in place to batch number `step`; None if
-        the data has no position.
 
     Returns:
       (state, meta) as they were saved.
 
     Raises:
       FileNotFoundError: there is no such step.
-      ValueError: the state has another structure, shape or data position than
-        the checkpoint, or the checkpoint is damaged.
+      ValueError: the state has another structure or shape than the
+        checkpoint, or the checkpoint is damaged.
     """
     self.wait()
     if step not in self._manager.all_steps():
@@ -182,31 +167,7 @@ class Checkpointer:
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
       )["state"]
     _check_state(path, state, fingerprints)
-    if data_iterator is not None:
-      self._reposition(data_iterator, step)
     return state, meta
-
-  def _reposition(self, data_iterator: Iterator, step: int) -> None:
-    """Makes batch number `step` the next one that `data_iterator` yields."""
-    try:
-      grain.experimental.set_next_index(data_iterator, step)
-      return
-    except (NotImplementedError, ValueError):
-      logging.info("The data iterator has no single index; using its state.")
-    data = grain.checkpoint.CheckpointRestore(data_iterator)
-    workers = jax.tree.structure(data_iterator.get_state())
-    try:
-      self._manager.restore(step, args=ocp.args.Composite(data=data))
-      # Grain takes the state of another number of workers without a word.
-      if jax.tree.structure(data_iterator.get_state()) != workers:
-        raise ValueError("it was saved with another number of data workers")
-    except (KeyError, ValueError, FileNotFoundError) as error:
-      raise ValueError(
-        f"the data position of step {step} in {self._directory} cannot be "
-        f"restored: {error}; resume with the numbers of hosts and of data "
-        "worker processes it was saved with, or with at most one worker "
-        "process per host, which can start anywhere"
-      ) from error
 
   def wait(self) -> None:
     """Blocks until the running save is complete on disk."""

@@ -208,7 +208,7 @@ def train(job: classifier_setup.Job) -> tuple[dict, int] | None:
     state, progress = job.init(), {"best": None, "best_step": 0, "stale": 0}
     step = checkpoints.latest_step() or 0
     if step:
-      state, progress = checkpoints.restore(step, state, None)
+      state, progress = checkpoints.restore(step, state)
     job.batches.set_state({"next_index": step})
     key = jax.random.key(job.seed)
     split = sharding.batch_sharded(job.mesh)
@@ -233,7 +233,7 @@ def train(job: classifier_setup.Job) -> tuple[dict, int] | None:
       ends = last or stop or out_of_patience(progress, config)
       if ends or step % saving.save_every == 0:
         check_finite(step, scalars)
-        checkpoints.save(step, state, None, progress)
+        checkpoints.save(step, state, progress)
       if stop and not last:
         checkpoints.wait()
         writer.log(f"stopped by SIGTERM at step {step}; run again to go on")
@@ -241,7 +241,7 @@ def train(job: classifier_setup.Job) -> tuple[dict, int] | None:
     checkpoints.wait()
     if config.evaluation.selection == "last":
       return state.variables, step
-    state, _ = best.restore(progress["best_step"], state, None)
+    state, _ = best.restore(progress["best_step"], state)
     return state.variables, progress["best_step"]
 
 
@@ -277,7 +277,7 @@ def select(
   record = progress["best"]
   if record is not None and sign * value <= sign * record:
     return progress | {"stale": progress["stale"] + 1}
-  best.save(step, state, None, {"value": value})
+  best.save(step, state, {"value": value})
   best.wait()
   return {"best": value, "best_step": step, "stale": 0}
 

@@ -152,7 +152,7 @@ def write(imported: Imported, output: str | os.PathLike) -> None:
     ) as saved:
       meta = {"config": imported.config.to_dict(), "imported": True}
       state = jax.tree.map(jnp.asarray, imported.variables)
-      saved.save(0, state, None, meta)
+      saved.save(0, state, meta)
     torch_files.write_tensors(imported.ignored, folder / IGNORED_FILE)
     text = json.dumps(imported.report, indent=1) + "\n"
     files.write_text(folder / REPORT_FILE, text)

@@ -259,7 +259,7 @@ def train(job: Job) -> bool:
   ):
     state, step = job.init(), checkpoints.latest_step() or 0
     if step:
-      state, meta = checkpoints.restore(step, state, None)
+      state, meta = checkpoints.restore(step, state)
       base.check(meta["base"], job.fingerprint, job.workdir)
     pipeline.set_step(job.batches, step)
     key, pending = jax.random.key(config.seed), None
@@ -280,7 +280,7 @@ def train(job: Job) -> bool:
         writer.write_scalars(step, jax.device_get(values))
       if last or stop or step % saving.save_every == 0:
         check_finite(step, scalars)
-        checkpoints.save(step, state, None, {"base": job.fingerprint})
+        checkpoints.save(step, state, {"base": job.fingerprint})
       if stop and not last:
         checkpoints.wait()
         writer.log(f"stopped by SIGTERM at step {step}; run again to go on")

@@ -182,7 +182,7 @@ def run_steps(job, checkpoints, watcher, writer, rollbacks: int) -> bool:
   step = checkpoints.latest_step() or 0
   state = job.init()
   if step:
-    state, meta = checkpoints.restore(step, state, None)
+    state, meta = checkpoints.restore(step, state)
     # This process counts from 0 again; what went bad before must not recur.
     rollbacks += meta["rollbacks"]
   elif not rollbacks:
@@ -208,7 +208,7 @@ def run_steps(job, checkpoints, watcher, writer, rollbacks: int) -> bool:
       if last or stop or step % config.checkpoint.save_every == 0:
         # A checkpoint that was never seen to be finite is no way back.
         check_finite(step, scalars)
-        checkpoints.save(step, state, batches, {"rollbacks": rollbacks})
+        checkpoints.save(step, state, {"rollbacks": rollbacks})
       if job.probe and (last or step % config.probe.eval_every == 0):
         writer.write_scalars(step, job.probe(state.variables))
         job.clock.restart()

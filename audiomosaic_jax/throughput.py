@@ -134,9 +134,9 @@ class StepClock:
     Returns:
       pairs_per_s and mfu, of all processes; host_wait_fraction, the share of
       time that the loop waited for a batch, in which the device may have been
-      busy with the step before; bytes_per_pair that go to the device; and, unless the device is the CPU,
-      host_cpu_ms_per_pair, all CPU time of this process and of its ended
-      workers over the pairs it read.
+      busy with the step before; bytes_per_pair that go to the device; and,
+      unless the device is the CPU, host_cpu_ms_per_pair, all CPU time of this
+      process and of its ended workers over the pairs it read.
     """
     seconds = max(time.perf_counter() - self._start, 1e-9)
     pairs_per_s = self._steps * self._pairs_per_step / seconds

@@ -34,7 +34,7 @@ def saved(tmp_path_factory):
   folder = tmp_path_factory.mktemp("saved")
   with Checkpointer(folder, keep_last=2, keep_every=0) as checkpoints:
     for step in (4, 7):
-      checkpoints.save(step, make_state(), None, META)
+      checkpoints.save(step, make_state(), META)
   return folder
 
 
@@ -46,7 +46,7 @@ def copied(saved, tmp_path):
 
 def restore(folder):
   with Checkpointer(folder, keep_last=2, keep_every=0) as checkpoints:
-    return checkpoints.restore(7, make_state(), None)
+    return checkpoints.restore(7, make_state())
 
 
 def flip(file: pathlib.Path, position: int):
@@ -180,7 +180,7 @@ def test_a_copy_that_has_not_ended_is_no_checkpoint(copied):
   with Checkpointer(copied, keep_last=2, keep_every=0) as checkpoints:
     assert checkpoints.all_steps() == [4]
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
-      checkpoints.restore(7, make_state(), None)
+      checkpoints.restore(7, make_state())
 
 
 def test_a_changed_description_is_refused(copied):
@@ -210,4 +210,4 @@ def test_the_name_of_the_fingerprints_is_taken(tmp_path):
     Checkpointer(tmp_path, keep_last=1, keep_every=0) as checkpoints,
     pytest.raises(ValueError, match="give it another name"),
   ):
-    checkpoints.save(1, make_state(), None, {"fingerprints": 3})
+    checkpoints.save(1, make_state(), {"fingerprints": 3})

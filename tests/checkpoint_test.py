@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import flax.struct
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,25 +80,6 @@ def assert_bit_equal(a, b):
     assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def make_batches(*, num_threads: int = 1, num_workers: int = 0):
-  """Returns batches 0, 1, ... of a shuffled, endless source."""
-  batches = (
-    grain.MapDataset.range(1000)
-    .seed(3)
-    .shuffle()
-    .repeat(None)
-    .batch(4, drop_remainder=True)
-    .to_iter_dataset(
-      grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2)
-    )
-  )
-  if num_workers:
-    batches = batches.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=num_workers)
-    )
-  return iter(batches)
-
-
 def open_checkpoints(tmp_path, *, keep_last=3, keep_every=0):
   return Checkpointer(
     tmp_path / "checkpoints", keep_last=keep_last, keep_every=keep_every
@@ -110,10 +90,10 @@ def test_state_and_meta_come_back_bit_equal(tmp_path):
   state, meta = make_state(5), {"config": {"lr": 6e-4, "order": ["a", "b"]}}
   with open_checkpoints(tmp_path) as saved:
     assert saved.latest_step() is None
-    assert saved.save(5, state, None, meta)
+    assert saved.save(5, state, meta)
   with open_checkpoints(tmp_path) as saved:
     assert saved.latest_step() == 5
-    restored, restored_meta = saved.restore(5, abstract(state), None)
+    restored, restored_meta = saved.restore(5, abstract(state))
   assert_bit_equal(restored, state)
   assert restored_meta == meta
   assert load_meta(tmp_path) == meta
@@ -123,11 +103,11 @@ def test_state_and_meta_come_back_bit_equal(tmp_path):
 def test_a_state_saved_on_eight_devices_restores_on_fewer(tmp_path, devices):
   state = place(make_state(1), sharding.make_mesh(jax.devices()))
   with open_checkpoints(tmp_path) as saved:
-    saved.save(1, state, None, {})
+    saved.save(1, state, {})
   mesh = sharding.make_mesh(jax.devices()[:devices])
   target = place(make_state(2), mesh)
   with open_checkpoints(tmp_path) as saved:
-    restored, _ = saved.restore(1, abstract(target), None)
+    restored, _ = saved.restore(1, abstract(target))
   assert_bit_equal(restored, state)
   for got, wanted in zip(
     jax.tree.leaves(restored), jax.tree.leaves(target), strict=True
@@ -142,87 +122,11 @@ def test_donating_the_state_after_save_does_not_change_what_is_saved(tmp_path):
     lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0
   )
   with open_checkpoints(tmp_path) as saved:
-    saved.save(1, state, None, {})
+    saved.save(1, state, {})
     double(state)
   with open_checkpoints(tmp_path) as saved:
-    restored, _ = saved.restore(1, abstract(make_state(2)), None)
+    restored, _ = saved.restore(1, abstract(make_state(2)))
   assert_bit_equal(jax.tree.map(np.array, restored.params), wanted)
-
-
-@pytest.mark.parametrize("num_threads", [0, 2])
-def test_the_data_continues_with_the_batch_after_the_saved_step(
-  tmp_path, num_threads
-):
-  reference = make_batches()
-  wanted = [next(reference) for _ in range(8)]
-  batches = make_batches(num_threads=num_threads)
-  state = make_state(5)
-  for _ in range(5):
-    next(batches)
-  with open_checkpoints(tmp_path) as saved:
-    saved.save(5, state, batches, {})
-  for used in (0, 3):
-    batches = make_batches(num_threads=num_threads)
-    for _ in range(used):
-      next(batches)
-    with open_checkpoints(tmp_path) as saved:
-      saved.restore(5, abstract(state), batches)
-    for i in (5, 6, 7):
-      np.testing.assert_array_equal(next(batches), wanted[i])
-
-
-def test_a_batch_fetched_ahead_of_the_saved_step_is_not_skipped(tmp_path):
-  wanted = [batch for _, batch in zip(range(4), make_batches(), strict=False)]
-  batches = make_batches()
-  for _ in range(3):
-    next(batches)
-  with open_checkpoints(tmp_path) as saved:
-    saved.save(2, make_state(2), batches, {})
-    saved.restore(2, abstract(make_state(2)), batches)
-  np.testing.assert_array_equal(next(batches), wanted[2])
-
-
-def test_the_data_position_does_not_depend_on_the_number_of_hosts(tmp_path):
-  reference = make_batches()
-  wanted = [next(reference) for _ in range(4)]
-  with open_checkpoints(tmp_path) as saved:
-    saved.save(3, make_state(3), make_batches(), {})
-  (position,) = (tmp_path / "checkpoints/3/data").glob("process_*.json")
-  position.rename(position.with_name("process_0-of-2.json"))
-  batches = make_batches()
-  with open_checkpoints(tmp_path) as saved:
-    saved.restore(3, abstract(make_state(3)), batches)
-  np.testing.assert_array_equal(next(batches), wanted[3])
-
-
-WORKERS = """
-import sys
-from absl import flags
-from audiomosaic_jax.checkpoint import Checkpointer
-from tests.checkpoint_test import abstract, make_batches, make_state
-
-flags.FLAGS.mark_as_parsed()
-directory, state = sys.argv[1], make_state(5)
-wanted = [batch for _, batch in zip(range(8), make_batches())]
-with Checkpointer(directory, keep_last=1, keep_every=0) as saved:
-  batches = make_batches(num_workers=2)
-  for _ in range(5):
-    next(batches)
-  saved.save(5, state, batches, {})
-  saved.wait()
-  batches.close()
-  for workers in (2, 1, 0):
-    batches = make_batches(num_workers=workers)
-    saved.restore(5, abstract(state), batches)
-    print(workers, (next(batches) == wanted[5]).all())
-    batches.close()
-  batches = make_batches(num_workers=3)
-  try:
-    saved.restore(5, abstract(state), batches)
-  except ValueError as error:
-    print(error)
-  batches.close()
-"""
 
 
 def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -238,27 +142,15 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess:
   )
 
 
-@pytest.mark.slow
-def test_worker_processes_continue_or_say_why_they_cannot(tmp_path):
-  output = run_script(WORKERS, str(tmp_path / "checkpoints")).stdout
-  assert "2 True" in output, output
-  assert "1 True" in output
-  assert "0 True" in output
-  assert "another number of data workers" in output
-
-
 KILLED = """
 import os, signal, sys
 import jax, jax.numpy as jnp
 from audiomosaic_jax.checkpoint import Checkpointer
-from tests.checkpoint_test import make_batches
 
 saved = Checkpointer(sys.argv[1], keep_last=2, keep_every=0)
-batches = make_batches()
 make = lambda n: {"w": jax.random.bits(jax.random.key(n), (30_000_000,))}
 for step in (1, 2):
-  next(batches)
-  saved.save(step, make(step), batches, {"step": step})
+  saved.save(step, make(step), {"step": step})
   if step == 1:
     saved.wait()
 os.kill(os.getpid(), signal.SIGKILL)
@@ -271,15 +163,12 @@ def test_a_kill_during_a_save_leaves_the_previous_step_restorable(tmp_path):
   assert result.returncode == -signal.SIGKILL, result.stdout
   assert any("tmp" in folder.name for folder in directory.iterdir())
   wanted = {"w": jax.random.bits(jax.random.key(1), (30_000_000,))}
-  batches, reference = make_batches(), make_batches()
   with open_checkpoints(tmp_path) as saved:
     assert saved.all_steps() == [1]
-    state, meta = saved.restore(1, abstract(wanted), batches)
+    state, meta = saved.restore(1, abstract(wanted))
     assert_bit_equal(state, wanted)
     assert meta == {"step": 1}
-    next(reference)
-    np.testing.assert_array_equal(next(batches), next(reference))
-    assert saved.save(2, {"w": jnp.zeros(3)}, batches, {})
+    assert saved.save(2, {"w": jnp.zeros(3)}, {})
     saved.wait()
     assert saved.all_steps() == [1, 2]
   assert sorted(folder.name for folder in directory.iterdir()) == ["1", "2"]
@@ -288,19 +177,19 @@ def test_a_kill_during_a_save_leaves_the_previous_step_restorable(tmp_path):
 def test_the_last_n_and_every_mth_step_are_kept(tmp_path):
   with open_checkpoints(tmp_path, keep_last=2, keep_every=4) as saved:
     for step in range(2, 15, 2):
-      saved.save(step, {"w": jnp.full(3, step)}, None, {})
+      saved.save(step, {"w": jnp.full(3, step)}, {})
     saved.wait()
     assert saved.all_steps() == [4, 8, 12, 14]
   with open_checkpoints(tmp_path, keep_last=1, keep_every=0) as saved:
-    saved.save(15, {"w": jnp.zeros(3)}, None, {})
+    saved.save(15, {"w": jnp.zeros(3)}, {})
     saved.wait()
     assert saved.all_steps() == [15]
 
 
 def test_saving_a_step_twice_does_nothing(tmp_path):
   with open_checkpoints(tmp_path) as saved:
-    assert saved.save(3, {"w": jnp.ones(3)}, None, {"first": True})
-    assert not saved.save(3, {"w": jnp.zeros(3)}, None, {"first": False})
+    assert saved.save(3, {"w": jnp.ones(3)}, {"first": True})
+    assert not saved.save(3, {"w": jnp.zeros(3)}, {"first": False})
     saved.wait()
     assert load_meta(tmp_path) == {"first": True}
 
@@ -308,12 +197,12 @@ def test_saving_a_step_twice_does_nothing(tmp_path):
 def test_folders_that_were_not_completed_are_ignored(tmp_path):
   directory = tmp_path / "checkpoints"
   with open_checkpoints(tmp_path) as saved:
-    saved.save(3, {"w": jnp.ones(3)}, None, {})
+    saved.save(3, {"w": jnp.ones(3)}, {})
   (directory / "7" / "state").mkdir(parents=True)
   (directory / "9.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
   with open_checkpoints(tmp_path) as saved:
     assert saved.latest_step() == 3
-    assert saved.save(7, {"w": jnp.zeros(3)}, None, {})
+    assert saved.save(7, {"w": jnp.zeros(3)}, {})
     saved.wait()
     assert saved.latest_step() == 7
   left = sorted(folder.name for folder in directory.iterdir())
@@ -328,28 +217,28 @@ def test_folders_that_were_not_completed_are_ignored(tmp_path):
 
 def test_restoring_names_what_does_not_fit(tmp_path):
   with open_checkpoints(tmp_path) as saved:
-    saved.save(3, {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}, None, {})
+    saved.save(3, {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}, {})
     saved.wait()
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4.*3"):
-      saved.restore(4, {"a": jnp.ones((2, 3))}, None)
+      saved.restore(4, {"a": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match=r"a has shape \(2, 3\).*\(2, 5\)"):
-      saved.restore(3, {"a": jnp.ones((2, 5)), "b": jnp.ones(4)}, None)
+      saved.restore(3, {"a": jnp.ones((2, 5)), "b": jnp.ones(4)})
     with pytest.raises(ValueError, match=r"has no c .*shape \(1,\)"):
-      saved.restore(3, {"c": jnp.ones(1)}, None)
+      saved.restore(3, {"c": jnp.ones(1)})
     with pytest.raises(ValueError, match=r"1 leaves that the model lacks.* b "):
-      saved.restore(3, {"a": jnp.ones((2, 3))}, None)
+      saved.restore(3, {"a": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="keep_last=0"):
       open_checkpoints(tmp_path, keep_last=0)
     with pytest.raises(ValueError, match="has no sharding"):
-      saved.restore(3, jax.eval_shape(lambda: {"a": jnp.ones((2, 3))}), None)
+      saved.restore(3, jax.eval_shape(lambda: {"a": jnp.ones((2, 3))}))
 
 
 @pytest.fixture
 def run_with_state(tmp_path):
   state = place(make_state(1), sharding.make_mesh(jax.devices()))
   with open_checkpoints(tmp_path) as saved:
-    saved.save(2, make_state(2), None, {})
-    saved.save(10, state, None, {})
+    saved.save(2, make_state(2), {})
+    saved.save(10, state, {})
   return tmp_path, state
 
 
@@ -395,7 +284,7 @@ def test_a_folder_may_be_named_from_the_working_directory(
   monkeypatch.chdir(tmp_path)
   state = make_state(2)
   with Checkpointer("run/checkpoints", keep_last=1, keep_every=0) as saved:
-    saved.save(2, state, None, {"a": 1})
+    saved.save(2, state, {"a": 1})
   assert load_meta("run") == {"a": 1}
   params = load_params("run", {"params": state.params})
   assert_bit_equal(params, {"params": state.params})

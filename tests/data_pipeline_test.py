@@ -240,9 +240,6 @@ def test_an_iterator_goes_to_any_step_and_back(iterate):
   for step in (7, 2, 0):
     pipeline.set_step(iterator, step)
     assert_same(take(iterator, 2), expected[step : step + 2])
-  pipeline.grain.experimental.set_next_index(iterator, 5)
-  assert pipeline.grain.experimental.get_next_index(iterator) == 5
-  assert_same([next(iterator)], expected[5:6])
 
 
 def test_a_closed_iterator_says_so(iterate):

@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     with checkpoint.Checkpointer(
       folder / "checkpoints", keep_last=1, keep_every=0
     ) as saved:
-      saved.save(1, state, None, {})
+      saved.save(1, state, {})
     params[seed] = jax.device_get(state.params)
   return workdir, config, params
 

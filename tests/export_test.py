@@ -200,7 +200,7 @@ def test_the_command_exports_a_run_and_the_example_reads_it(encoder, tmp_path):
     run / "checkpoints", keep_last=1, keep_every=0
   ) as saved:
     state = jax.tree.map(jnp.asarray, encoder.variables)
-    saved.save(1, state, None, {})
+    saved.save(1, state, {})
   command = [sys.executable, "-m", "audiomosaic_jax.export"]
   command += [f"--encoder={run}", f"--output={output}", "--format=params"]
   done = subprocess.run(command, capture_output=True, text=True)

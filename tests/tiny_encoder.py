@@ -61,5 +61,5 @@ def write_run(folder, *, seed=0, **overrides):
   with checkpoint.Checkpointer(
     folder / "checkpoints", keep_last=1, keep_every=0
   ) as saved:
-    saved.save(0, variables_of(made, seed), None, {})
+    saved.save(0, variables_of(made, seed), {})
   return folder

@@ -86,7 +86,7 @@ def write_run(workdir):
   with checkpoint.Checkpointer(
     folder / "checkpoints", keep_last=1, keep_every=0
   ) as saved:
-    saved.save(0, state, None, {"base": found})
+    saved.save(0, state, {"base": found})
   stages.write_record(folder, {"steps": 0, "base": found})
   experiment.save_config(config, workdir)
   return workdir

@@ -273,13 +273,6 @@ class TrainIterator(grain.DatasetIterator):
     self._stop_reader()
     self._step = int(state["next_index"])
 
-  # What grain.experimental.get_next_index and set_next_index call.
-  def _get_next_index(self) -> int:
-    return self._step
-
-  def _set_next_index(self, index: int) -> None:
-    self.set_state({"next_index": index})
-
   def close(self) -> None:
     """Stops threads and workers; there is no next batch afterwards."""
     super().close()
