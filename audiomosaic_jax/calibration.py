@@ -84,16 +84,33 @@ def guesses(
   )
 
 
-def fit(logits: Logits, targets: Targets, link: str) -> Calibration:
+def untouched(link: str, num_classes: int, multi_label: bool) -> Calibration:
+  """Returns what is known without validation clips.
+
+  Args:
+    link: SOFTMAX or SIGMOID.
+    num_classes: number of classes.
+    multi_label: a clip may have several classes, or none.
+  """
+  several = multi_label and link == SIGMOID
+  return Calibration(link, 1.0, (0.5,) * num_classes if several else None)
+
+
+def fit(
+  logits: Logits, targets: Targets, link: str, *, multi_label: bool
+) -> Calibration:
   """Returns the calibration that fits validation clips.
 
   Args:
     logits: of the clips.
     targets: 1 where the clip is of the class, else 0.
     link: SOFTMAX or SIGMOID.
+    multi_label: a clip may have several classes, or none.
   """
-  found = Calibration(link, fit_temperature(logits, targets, link), None)
-  if link == SIGMOID and not (targets.sum(1) == 1).all():
+  found = untouched(link, targets.shape[1], multi_label)._replace(
+    temperature=fit_temperature(logits, targets, link)
+  )
+  if found.thresholds is not None:
     best = best_thresholds(found.probabilities(logits), targets)
     found = found._replace(thresholds=tuple(best.tolist()))
   return found

@@ -129,6 +129,12 @@ class Checkpointer:
     )
     return self._manager.save(step, args=items, force=True)
 
+  def delete_after(self, step: int) -> None:
+    """Deletes the checkpoints of later steps; call it on every process."""
+    for later in self.all_steps():
+      if later > step:
+        self._manager.delete(later)
+
   def restore(
     self, step: int, abstract_state: PyTree
   ) -> tuple[PyTree, dict[str, Any]]:

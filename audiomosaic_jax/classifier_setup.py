@@ -12,11 +12,15 @@ import ml_collections
 import numpy as np
 
 from audiomosaic_jax import (
+  classification,
+  clip_record,
   encoder_source,
   experiment,
   metrics,
   optimizer,
   predict,
+  results,
+  scores,
   sharding,
   train_state,
 )
@@ -66,7 +70,6 @@ def build_job(
   seed: int,
   workdir: pathlib.Path,
   cache: pathlib.Path,
-  make_step: Callable,
 ) -> Job:
   """Sets up data, model, optimiser and the step.
 
@@ -77,7 +80,6 @@ def build_job(
     seed: of initialisation, order and augmentation.
     workdir: folder of this run.
     cache: folder of features.
-    make_step: `(model, tx, config, mesh) -> train_step`.
 
   Raises:
     ValueError: two settings do not fit each other.
@@ -102,7 +104,7 @@ def build_job(
   )
   everywhere = sharding.replicated(mesh)
   step = jax.jit(
-    make_step(model, tx, config, mesh),
+    classification.make_train_step(model, tx, config, mesh),
     donate_argnums=0,
     in_shardings=(everywhere, sharding.batch_sharded(mesh), everywhere),
     out_shardings=everywhere,
@@ -138,7 +140,12 @@ def build_job(
 def load_splits(
   config: ConfigDict, workdir: pathlib.Path, fold: int
 ) -> supervised.Splits:
-  """Reads the splits of a fold, tolerant of a few clips that do not decode."""
+  """Reads the splits of a fold, tolerant of a few clips that do not decode.
+
+  Raises:
+    ValueError: clips that cannot be trained on, or others than the job in
+      `workdir` began with.
+  """
   settings = config.data.splits.to_dict()
   if config.evaluation.selection != "valid":
     # Nobody would look at them.
@@ -158,6 +165,9 @@ def load_splits(
       f"data.splits.valid={config.data.splits.valid!r}, which folds leave out; "
       "set data.splits.valid_fraction=0.1, or select 'last'"
     )
+
+  scores.check_classes(config.evaluation.metrics, len(splits.train.class_names))
+  clip_record.check(splits, workdir, fold, begun=workdir / results.RUNS)
 
   def guard(name, clips):
     path = workdir / f"bad_clips_{name}.jsonl"
@@ -275,9 +285,11 @@ def make_batches(
     return rows.RowBatches(table, seed=seed, **processes), len(windows.rows)
   drawn, num_clips = None, len(source)
   if config.data.sampling.balanced:
-    num_clips = min(config.data.sampling.epoch_clips, num_clips) or num_clips
-    weights = sampling.clip_weights(source.label_sets, len(source.class_names))
-    drawn = sampling.WithoutReplacement(weights, num_clips)
+    drawn = sampling.clip_weights(source.label_sets, len(source.class_names))
+    num_clips = config.data.sampling.epoch_clips or len(source)
+    # All clips without replacement would be all alike, whatever they weigh.
+    if num_clips < len(source):
+      drawn = sampling.WithoutReplacement(drawn, num_clips)
   batches = pipeline.train_iterator(
     source, seed=seed, weights=drawn, **processes, **config.data.pipeline
   )

@@ -105,7 +105,11 @@ def read_run(
   result, predictions = results.read_run(config, workdir, place)
   fitted = calibration.read(results.folder(config, workdir, place))
   link = result["link"]
-  state = fitted or Calibration(link or calibration.SOFTMAX, 1.0, None)
+  state = fitted or calibration.untouched(
+    link or calibration.SOFTMAX,
+    len(result["class_names"]),
+    result.get("multi_label", False),
+  )
   for arrays in predictions.values():
     arrays["decisions"] = state.decisions(arrays["logits"])
     if link is not None:
@@ -371,6 +375,7 @@ SELECTION_NOTES = {
   "valid": "Every number is of the step that was best on the validation clips.",
   "test": (
     "Every number is of the step that was best on the test clips themselves, "
-    "as the published ones are: an optimistic number."
+    "those of the first test split if there are several, as the published ones "
+    "are: an optimistic number."
   ),
 }

@@ -156,7 +156,8 @@ def probe_scores(
   Args:
     embeddings: split -> [N, D].
     labels: split -> [N].
-    config: `config.probe`: the values of k and C to choose from.
+    config: `config.probe`: the values of k and C to choose from. A k above the
+      number of training clips is left out.
   """
 
   def knn(k):
@@ -175,9 +176,11 @@ def probe_scores(
       )
     )
 
+  count = len(labels["train"])
+  neighbours = [k for k in config.knn_neighbours if k <= count] or [count]
   scores = {}
   for name, make, values in (
-    ("knn", knn, config.knn_neighbours),
+    ("knn", knn, neighbours),
     ("linear", linear, config.linear_c),
   ):
     chosen = baseline.best(

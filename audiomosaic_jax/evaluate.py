@@ -1,5 +1,6 @@
 """Evaluates what a workdir holds: pretrained encoders, or classifiers."""
 
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -52,7 +53,7 @@ def task_names(tasks: Sequence[str]) -> list[str]:
     FileNotFoundError: a name that is neither "demo" nor leads to labels.csv.
   """
   names = []
-  for task in tasks:
+  for task in map(os.path.expanduser, tasks):
     if task == "demo" or (pathlib.Path(task) / "labels.csv").exists():
       names.append(task)
       continue

@@ -123,11 +123,19 @@ def save_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
 
   A run that is resumed with other values goes on with the new ones; the
   caller shows the returned lines so that nobody is surprised.
+
+  Raises:
+    ValueError: the one there is of another kind of job.
   """
   path = workdir / CONFIG_FILE
   text = json.dumps(config.to_dict(), indent=2)
   new = _flat(json.loads(text))
   old = _flat(json.loads(path.read_text())) if path.exists() else new
+  if old["mode"] != new["mode"]:
+    raise ValueError(
+      f"{workdir} holds a job of mode {old['mode']!r}, and this is one of mode "
+      f"{new['mode']!r}; give another --workdir"
+    )
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_text(path, text + "\n")

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from audiomosaic_jax import features, files, per_device, scores, sharding
-from audiomosaic_jax.data import clip_windows
+from audiomosaic_jax.data import clip_windows, supervised
 from audiomosaic_jax.data.sources import Source
 
 ConfigDict = ml_collections.ConfigDict
@@ -95,17 +95,22 @@ def make_window_fn(model, config: ConfigDict, method: str) -> Callable:
     variables = jax.device_put(
       jax.device_get(variables), sharding.replicated(mesh)
     )
-    pending, valid, clip = [], [], []
+    outputs, pending, valid, clip = [], None, [], []
     for batch in window_batches(source, config):
       pcm = jax.device_put(batch["waveform"], rows)
-      pending.append(compute(variables, pcm))
+      # The device has one batch while the one before is fetched.
+      before, pending = pending, compute(variables, pcm)
+      if before is not None:
+        outputs.append(jax.device_get(before))
       valid.append(batch["valid"])
       clip.append(batch["clip"])
-    if not pending:
+    if pending is None:
       raise ValueError(f"{source!r}: no clip can be decoded")
+    outputs.append(jax.device_get(pending))
     chosen = np.concatenate(valid)
-    outputs = np.concatenate(jax.device_get(pending))
-    return Windows(outputs[chosen], np.concatenate(clip)[chosen])
+    return Windows(
+      np.concatenate(outputs)[chosen], np.concatenate(clip)[chosen]
+    )
 
   return windows
 
@@ -182,7 +187,10 @@ def cached_features(
 def feature_bytes(
   model, params: Any, source: Source, config: ConfigDict
 ) -> int:
-  """Returns the memory of the features of one window of each clip."""
+  """Returns the memory of the features of all windows of each clip.
+
+  A clip of unknown length counts as one window, or as many as it may have.
+  """
   frames, bins = config.spectrogram.num_frames, config.fbank.num_mel_bins
   shape = jax.eval_shape(
     lambda params: model.apply(
@@ -194,7 +202,19 @@ def feature_bytes(
     ),
     params,
   )
-  return 4 * shape.size * len(source)
+  return 4 * shape.size * _num_windows(source, config)
+
+
+def _num_windows(source: Source, config: ConfigDict) -> int:
+  """Returns how many windows `window_batches` makes of all clips, at most."""
+  max_windows = config.evaluation.max_windows
+  if max_windows == 1:
+    return len(source)
+  window = config.data.pipeline.clip_samples
+  lengths = supervised.lengths_s(source) * config.fbank.sample_rate_hz
+  windows = np.maximum(np.ceil(lengths / window), 1)
+  windows = np.nan_to_num(windows, nan=max_windows or 1)
+  return int(np.minimum(windows, max_windows or np.inf).sum())
 
 
 def _fingerprint(params: Any, source: Source, config: ConfigDict) -> str:

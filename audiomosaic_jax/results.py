@@ -4,17 +4,19 @@ A run's result.json appears when all of it is done, so it marks what need not
 be done again. `comparison` makes one table of all.
 """
 
+import functools
 import hashlib
 import json
+import operator
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
-from audiomosaic_jax import calibration, files, predict, scores
+from audiomosaic_jax import calibration, clip_record, files, predict, scores
 from audiomosaic_jax.data import supervised
 from audiomosaic_jax.data.sources import Source
 
@@ -29,9 +31,14 @@ RUNS = "runs"
 # Fields that change no single run.
 NOT_OF_A_RUN = (
   *("num_seeds", "layers", "runtime", "published", "log_every", "baselines"),
-  *("checkpoint", "cache", "fallback"),
+  *("checkpoint", "cache", "fallback", "name"),
 )
-
+# The same of fields in blocks.
+BLOCKS_NOT_OF_A_RUN = {
+  "evaluation": ("num_resamples", "confidence"),
+  "data.guard": ("cache_bytes",),
+  "data.pipeline": ("num_threads", "prefetch_size", "num_workers"),
+}
 
 # Encoders that a run can be compared with.
 BASELINES = ("random", "log_mel")
@@ -126,7 +133,10 @@ def fingerprint(config: ConfigDict, place: Place) -> str:
     settings.pop(name)
   if config.model.head == "layer":
     settings["model"].pop("layer")
-  settings["evaluation"].pop("num_resamples")
+  for path, names in BLOCKS_NOT_OF_A_RUN.items():
+    block = functools.reduce(operator.getitem, path.split("."), settings)
+    for name in names:
+      block.pop(name)
   text = json.dumps(settings, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -210,7 +220,12 @@ def write_run(
   if "valid" in kept:
     valid = kept["valid"]
     files.write_arrays(place_folder / VALIDATION_FILE, valid, compress=True)
-    fitted = calibration.fit(valid["logits"], valid["targets"], link)
+    fitted = calibration.fit(
+      valid["logits"],
+      valid["targets"],
+      link,
+      multi_label=splits.train.multi_hot,
+    )
     calibration.write(place_folder, fitted, class_names, kept)
   files.write_arrays(
     place_folder / PREDICTIONS_FILE,
@@ -229,6 +244,7 @@ def write_run(
     "saved": saved,
     "link": link,
     "class_names": class_names,
+    "multi_label": splits.train.multi_hot,
     "splits": {
       name: _describe(config, splits.tests[name], arrays)
       for name, arrays in tested.items()
@@ -261,7 +277,7 @@ def _describe(config: ConfigDict, source: Source, kept: Predictions) -> dict:
     "num_clips": count,
     "num_unusable": len(source) - count,
     "num_missing": len(source.missing),
-    "clips_sha256": _hash_ids(source.ids),
+    "clips_sha256": clip_record.digest(source.ids),
     "metrics": {metric: v["value"] for metric, v in values.items()},
   }
 
@@ -307,7 +323,3 @@ def read_run(
       split, _, key = name.rpartition("/")
       splits[split][key] = stored[name]
   return result, splits
-
-
-def _hash_ids(ids: Iterable[str]) -> str:
-  return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()

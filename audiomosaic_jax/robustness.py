@@ -27,7 +27,13 @@ from audiomosaic_jax import (
   tables,
   trained_classifier,
 )
-from audiomosaic_jax.data import datasets, degrade, supervised, wrappers
+from audiomosaic_jax.data import (
+  datasets,
+  degrade,
+  own_clips,
+  supervised,
+  wrappers,
+)
 from audiomosaic_jax.data.sources import Source
 from audiomosaic_jax.results import Method, Place, Predictions
 
@@ -113,14 +119,18 @@ def test_clips(
   settings: ConfigDict, trained: ConfigDict, workdir: pathlib.Path, fold: int
 ) -> Mapping[str, Source]:
   """Returns split -> clips: of another data set, or what a fold tested on."""
-  source = settings.source.to_dict()
-  if not source:
+  if not settings.source:
     return classifier_setup.load_splits(trained, workdir, fold).tests
+  source, known = own_clips.find(settings.source.to_dict())
+  # Where nothing is cut into splits, nothing was trained on either.
+  splits = (None,) if known == {} else settings.splits or (None,)
   found = {}
-  for split in settings.splits or (None,):
+  for split in splits:
     name = split or "all"
     clips = datasets.make_dataset(
-      split=split, sample_rate_hz=trained.fbank.sample_rate_hz, **source
+      split=(known or {}).get(split, split),
+      sample_rate_hz=trained.fbank.sample_rate_hz,
+      **source,
     )
     supervised.check_labelled(name, clips)
     found[name] = datasets.guard(

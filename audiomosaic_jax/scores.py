@@ -96,8 +96,10 @@ def d_prime(auc: float) -> float:
     d' = sqrt(2) Phi^-1(auc)
 
   Returns:
-    A real number, infinite for a perfect ranking.
+    A real number, infinite for a perfect ranking, NaN for none.
   """
+  if math.isnan(auc):
+    return auc
   if not 0 < auc < 1:
     return math.copysign(math.inf, auc - 0.5)
   return math.sqrt(2) * statistics.NormalDist().inv_cdf(auc)
@@ -188,8 +190,7 @@ def _eer(evaluation: Evaluation, weights: Weights) -> float:
   # Of two classes, the second is what is to be detected. By the difference of
   # the logits, which orders clips as its softmax does but never saturates.
   scores = evaluation.scores
-  if scores.shape[1] != 2:
-    raise ValueError(f"metric 'eer' needs 2 classes, got {scores.shape[1]}")
+  check_classes(("eer",), scores.shape[1])
   ranking = Ranking(scores[:, 1] - scores[:, 0], evaluation.targets[:, 1])
   return equal_error_rate(ranking, weights)
 
@@ -261,3 +262,12 @@ METRICS: dict[str, Callable[[Evaluation, Weights], float]] = {
   "eer": _eer,
 }
 LOWER_IS_BETTER = ("eer",)
+
+
+def check_classes(metrics: Sequence[str], num_classes: int) -> None:
+  """Raises ValueError for a metric that is not of so many classes."""
+  if "eer" in metrics and num_classes != 2:
+    raise ValueError(
+      f"metric 'eer' needs 2 classes, got {num_classes}; take it out of "
+      "evaluation.metrics"
+    )

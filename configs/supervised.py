@@ -47,8 +47,8 @@ def base(variant: str) -> ConfigDict:
           "valid_fraction": 0.0,
           "test_fraction": 0.0,
         },
-        # Draw rare classes as often as common ones, so many clips an epoch;
-        # 0 is as many as there are.
+        # Draw rare classes as often as common ones, so many clips an epoch,
+        # none of them twice; 0 is as many as there are, some of them twice.
         "sampling": {"balanced": False, "epoch_clips": 0},
         "guard": {"max_bad_fraction": 0.05, "cache_bytes": 0},
         # Arguments of data.pipeline.train_iterator.

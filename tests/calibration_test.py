@@ -67,7 +67,9 @@ def test_logits_that_say_nothing_are_made_as_flat_as_allowed():
 
 def test_a_temperature_changes_no_guess_and_makes_the_error_smaller():
   logits, targets = drawn(3.0)
-  fitted = calibration.fit(logits[:2_000], targets[:2_000], "softmax")
+  fitted = calibration.fit(
+    logits[:2_000], targets[:2_000], "softmax", multi_label=False
+  )
   logits, targets = logits[2_000:], targets[2_000:]
   assert fitted.thresholds is None
   np.testing.assert_array_equal(
@@ -104,7 +106,7 @@ def test_a_class_without_a_validation_clip_has_the_threshold_of_a_half():
 
 def test_of_several_labels_those_above_their_thresholds_are_said():
   logits, targets = drawn_several(2.0)
-  fitted = calibration.fit(logits, targets, "sigmoid")
+  fitted = calibration.fit(logits, targets, "sigmoid", multi_label=True)
   assert fitted.temperature == pytest.approx(2.0, rel=0.08)
   assert len(fitted.thresholds) == 3
   state = Calibration("sigmoid", 2.0, (0.5, 0.9, 0.1))
@@ -157,7 +159,7 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path):
   assert calibration.read(tmp_path) is None
   logits, targets = drawn_several(2.0, count=200)
   arrays = {"logits": logits, "targets": targets}
-  fitted = calibration.fit(logits, targets, "sigmoid")
+  fitted = calibration.fit(logits, targets, "sigmoid", multi_label=True)
   names = ("a", "b", "c")
   calibration.write(tmp_path, fitted, names, {"valid": arrays, "test": arrays})
   assert calibration.read(tmp_path) == fitted
@@ -165,3 +167,20 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path):
   assert content["fitted_on_clips"] == 200
   assert [row["class"] for row in content["thresholds"]] == [*names]
   assert content["splits"]["test"] == content["splits"]["valid"]
+
+
+def test_without_validation_clips_several_labels_are_said_above_a_half():
+  logits = np.array([[1.0, 2.0, -1.0], [-1.0, -2.0, -3.0]])
+  state = calibration.untouched("sigmoid", 3, multi_label=True)
+  np.testing.assert_array_equal(state.decisions(logits), [[1, 1, 0], [0, 0, 0]])
+  for link, several in (("sigmoid", False), ("softmax", True)):
+    state = calibration.untouched(link, 3, multi_label=several)
+    said = state.decisions(logits)
+    np.testing.assert_array_equal(said, [[0, 1, 0], [1, 0, 0]])
+
+
+def test_several_labels_have_thresholds_though_each_clip_shown_has_one():
+  logits, _ = drawn_several(2.0, count=60)
+  targets = np.eye(3)[np.arange(60) % 3]
+  fitted = calibration.fit(logits, targets, "sigmoid", multi_label=True)
+  assert len(fitted.thresholds) == 3

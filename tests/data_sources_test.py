@@ -285,6 +285,37 @@ def test_a_bad_clip_is_replaced_by_the_next_good_one():
   assert source.source.reads[2] == 1
 
 
+def test_cuts_of_a_file_are_a_group_though_a_split_has_but_one(folder):
+  table = folder / "cuts.csv"
+  table.write_text("path,start_s,end_s\ncat/a.wav,0,0.05\ndog/d.wav,0,0.05\n")
+  source = open_csv(table)
+  assert source.groups == ["cat/a.wav", "dog/d.wav"]
+
+
+def test_a_table_of_excel_is_read_and_one_that_is_no_utf8_is_named(folder):
+  table = folder / "labels.csv"
+  text = "path,label\ncat/a.wav,caf\u00e9\n"
+  table.write_text(text, encoding="utf-8-sig")
+  assert open_csv(table, label_column="label").class_names == ("caf\u00e9",)
+  table.write_text(text, encoding="latin-1")
+  with pytest.raises(ValueError, match=r"labels.csv, after line .*in UTF-8"):
+    open_csv(table, label_column="label")
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("path,start_s\ncat/a.wav,0.1\n", "column 'start_s' and not the other"),
+    ("path,start_s,end_s\ncat/a.wav,0,inf\n", "line 2: .*end_s 'inf'"),
+  ],
+)
+def test_a_table_of_parts_needs_both_ends(folder, text, message):
+  table = folder / "cuts.csv"
+  table.write_text(text)
+  with pytest.raises(ValueError, match=message):
+    open_csv(table)
+
+
 def test_bad_clips_are_listed_once_over_threads_and_runs(tmp_path):
   path = tmp_path / "run" / "bad_clips.jsonl"
   for _ in range(2):

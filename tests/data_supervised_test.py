@@ -1,6 +1,8 @@
 """Splits and folds that make sense, and the errors of those that do not."""
 
 import collections
+import json
+import os
 
 import numpy as np
 import pytest
@@ -151,3 +153,48 @@ def test_more_parts_than_groups_are_refused():
 def test_a_validation_share_above_a_half_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"valid_fraction 0\.7"):
     load(tmp_path, ROWS, valid="", valid_fraction=0.7)
+
+
+def test_folds_are_cut_of_all_splits_that_are_used(tmp_path):
+  rows = [("ab"[i % 2], "train" if i < 8 else "test") for i in range(12)]
+  rows += [("a", "unused"), ("b", "unused")]
+  used = {f"{i}.wav" for i in range(12)}
+  load(tmp_path, rows)
+  for fold in range(3):
+    splits = reload(tmp_path, fold=fold, num_folds=3)
+    assert set(splits.train.ids) | set(splits.tests["test"].ids) == used
+
+
+def test_folds_of_manifests_are_cut_of_those_that_are_named(tmp_path):
+  (tmp_path / "classes.csv").write_text(
+    "index,mid,display_name\n0,/m/1,Cat\n1,/m/2,Dog\n"
+  )
+  for split, numbers in (("train", range(8)), ("eval", range(8, 12))):
+    entries = [
+      {
+        "wav": str(write_clip(tmp_path / f"{i}.wav")),
+        "labels": f"/m/{i % 2 + 1}",
+      }
+      for i in numbers
+    ]
+    (tmp_path / f"{split}.json").write_text(json.dumps({"data": entries}))
+  source = {
+    "name": "manifest",
+    "data_dir": str(tmp_path),
+    "label_csv": str(tmp_path / "classes.csv"),
+    "root": None,
+  }
+  splits = supervised.load_splits(
+    source, **OPTIONS | {"valid": "", "test": ("eval",), "num_folds": 2}
+  )
+  assert len(splits.train) + len(splits.tests["test"]) == 12
+  assert {len(splits.train), len(splits.tests["test"])} == {6}
+
+
+def test_the_length_of_a_file_whose_name_is_no_text_is_known(tmp_path):
+  source = load(tmp_path, ROWS).train
+  name = os.fsdecode(b"caf\xe9.wav")
+  os.rename(tmp_path / "0.wav", os.path.join(tmp_path, name))
+  source.paths[0] = name
+  lengths = supervised.lengths_s(source)
+  assert lengths[0] == lengths[1] > 0

@@ -1,5 +1,6 @@
 """The loop: frozen is frozen, cached is uncached, killed is whole."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ import tiny_supervised as tiny
 
 from audiomosaic_jax import (
   checkpoint,
+  classification,
   classifier_setup,
   encoder_source,
   finetune,
@@ -18,6 +20,7 @@ from audiomosaic_jax import (
   optimizer,
   predict,
   preemption,
+  results,
   sharding,
   train_state,
 )
@@ -297,7 +300,7 @@ def test_one_and_eight_devices_take_the_same_step():
     mesh = sharding.make_mesh(jax.devices()[:count])
     everywhere = sharding.replicated(mesh)
     state = jax.device_put(train_state.create(variables, tx, {}), everywhere)
-    step = jax.jit(finetune.make_train_step(model, tx, config, mesh))
+    step = jax.jit(classification.make_train_step(model, tx, config, mesh))
     rows = sharding.put_batch(batch, sharding.batch_sharded(mesh))
     _, scalars = step(state, rows, jax.random.key(1))
     losses[count] = jax.device_get(scalars)
@@ -312,7 +315,7 @@ def test_nothing_of_the_input_is_changed_when_nothing_is_asked_for():
   rng = np.random.default_rng(0)
   waveform = jnp.asarray(rng.normal(size=(2, 3_200)) * 0.1, jnp.float32)
   targets = jnp.eye(2)
-  fbank, same, keep_ids = finetune.make_inputs(
+  fbank, same, keep_ids = classification.make_inputs(
     jax.random.key(0), waveform, targets, config, mesh
   )
   expected = predict.spectrogram_fn(config)(waveform)
@@ -345,3 +348,107 @@ def test_settings_that_do_not_fit_are_refused_before_training(
   config = tiny.fine_tuning(task, **changes)
   with pytest.raises(ValueError, match=message):
     finetune.run(config, tmp_path)
+
+
+def test_rare_classes_are_drawn_as_often_as_common_ones(tmp_path):
+  root = tiny.write_task(tmp_path / "task", {"train": 40, "test": 4})
+  lines = (root / "labels.csv").read_text().splitlines()
+  rare = [line for line in lines if ",high,train" in line][4:]
+  kept = [line for line in lines if line not in rare]
+  (root / "labels.csv").write_text("\n".join(kept) + "\n")
+  config = tiny.fine_tuning(root, **{"evaluation.selection": "last"})
+  config.data.splits.valid = ""
+  encoder_source.complete(config, None)
+  config.data.sampling.balanced = True
+  splits = classifier_setup.load_splits(config, tmp_path, 0)
+  for epoch_clips, expected in ((0, 24), (100, 100), (16, 16)):
+    config.data.sampling.epoch_clips = epoch_clips
+    batches, count = classifier_setup.make_batches(
+      config, splits.train, None, seed=0
+    )
+    labels = np.concatenate([next(batches)["label"] for _ in range(40)])
+    batches.close()
+    assert count == expected
+    # Without replacement an epoch of 16 of 24 clips has all 4 rare ones.
+    share = 0.5 if epoch_clips != 16 else 0.25
+    assert np.mean(labels == 0) == pytest.approx(share, abs=0.07)
+
+
+def test_a_best_state_of_steps_that_were_lost_is_no_trap(task, tmp_path):
+  changes = {
+    "duration.total": 8.0,
+    "checkpoint.save_every": 1000,
+    "evaluation.selection": "valid",
+    "evaluation.eval_every_epochs": 1 / 3,
+  }
+  job = tiny.job(tiny.fine_tuning(task, **changes), tmp_path)
+  assert job.eval_every == 1
+  step = job.step
+
+  def fail_late(state, batch, key):
+    state, scalars = step(state, batch, key)
+    if fail_late.steps == 5:
+      raise KeyboardInterrupt
+    fail_late.steps += 1
+    return state, scalars
+
+  fail_late.steps = 0
+  with pytest.raises(KeyboardInterrupt):
+    finetune.train(dataclasses.replace(job, step=fail_late))
+  with checkpoint.Checkpointer(
+    tmp_path / "run" / "checkpoints", keep_last=9, keep_every=0
+  ) as saved:
+    last = saved.latest_step()
+    # As though a best state had been saved and the checkpoint had not.
+    with checkpoint.Checkpointer(
+      tmp_path / "run" / "best", keep_last=2, keep_every=0
+    ) as best:
+      assert best.all_steps()[-1] == last
+      best.save(last + 1, jax.tree.map(jnp.zeros_like, job.init()), {})
+  job = tiny.job(tiny.fine_tuning(task, **changes), tmp_path)
+  variables, step = finetune.train(job)
+  assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(variables))
+  assert step <= 8
+
+
+def test_features_are_counted_by_windows(tmp_path):
+  root = tiny.write_task(tmp_path / "a", {"train": 4, "test": 4}, seconds=0.65)
+  config = tiny.probing(root, **{"evaluation.selection": "last"})
+  encoder_source.complete(config, None)
+  splits = classifier_setup.load_splits(config, tmp_path, 0)
+  model = classifier_setup.build_model(config, 2)
+  params = classifier_setup.start_variables(model, config, None, 0)["params"]
+  compute = predict.make_window_fn(model, config, "features")
+  for max_windows, windows in ((1, 4), (2, 8), (8, 16), (None, 16)):
+    config.evaluation.max_windows = max_windows
+    rows = compute({"params": params}, splits.train).rows
+    assert len(rows) == windows
+    counted = predict.feature_bytes(model, params, splits.train, config)
+    assert counted == rows.nbytes
+
+
+def test_settings_that_change_no_result_do_not_make_another_run():
+  config = tiny.fine_tuning()
+  place = results.Place("main", None, 0, 0)
+  before = results.fingerprint(config, place)
+  config.data.pipeline.update(num_threads=7, prefetch_size=9, num_workers=3)
+  config.data.guard.cache_bytes = 5
+  config.evaluation.update(confidence=0.9, num_resamples=7)
+  config.name = "other"
+  assert results.fingerprint(config, place) == before
+  config.data.pipeline.pad = "repeat"
+  assert results.fingerprint(config, place) != before
+
+
+def test_a_metric_of_two_classes_is_refused_before_three_are_trained(tmp_path):
+  root = tiny.write_task(tmp_path / "task", {"train": 9, "test": 9})
+  lines = (root / "labels.csv").read_text().splitlines()
+  third = [line.replace(",low,", ",mid,") for line in lines[1::3]]
+  (root / "labels.csv").write_text(
+    "\n".join([lines[0], *lines[2::3], *lines[3::3], *third]) + "\n"
+  )
+  config = tiny.fine_tuning(root, **{"evaluation.selection": "last"})
+  config.evaluation.metrics = ("accuracy", "eer")
+  with pytest.raises(ValueError, match="'eer' needs 2 classes, got 3"):
+    finetune.run(config, tmp_path / "run")
+  assert not (tmp_path / "run" / "runs").exists()

@@ -89,7 +89,9 @@ def test_the_calibration_is_of_the_validation_clips_and_of_no_result(run):
     valid = dict(stored)
   with np.load(folder / "predictions.npz") as stored:
     assert {name.split("/")[0] for name in stored} == {"test"}
-  fitted = calibration.fit(valid["logits"], valid["targets"], "softmax")
+  fitted = calibration.fit(
+    valid["logits"], valid["targets"], "softmax", multi_label=False
+  )
   assert calibration.read(folder) == fitted
   splits = (workdir / "splits.csv").read_text().splitlines()
   names = {line.split(",")[0] for line in splits if ",valid," in line}

@@ -148,3 +148,12 @@ def test_a_resumed_run_says_which_settings_changed(tmp_path):
   (difference,) = experiment.save_config(config, tmp_path)
   assert "schedule.base_lr" in difference and "0.01" in difference
   assert experiment.load_config(tmp_path).schedule.base_lr == 1e-2
+
+
+def test_another_kind_of_job_does_not_take_over_a_run(tmp_path):
+  config = tiny_config()
+  experiment.save_config(config, tmp_path)
+  config.mode = "finetune"
+  with pytest.raises(ValueError, match=r"mode 'pretrain'.*'finetune'.*workdir"):
+    experiment.save_config(config, tmp_path)
+  assert experiment.load_config(tmp_path).mode == "pretrain"

@@ -11,6 +11,7 @@ from audiomosaic_jax import (
   evaluate,
   finetune,
   pretrain,
+  results,
   robustness,
 )
 from configs import evaluate as configs
@@ -82,11 +83,37 @@ def test_a_loaded_classifier_says_what_it_said_when_it_was_trained(
 
 
 def test_the_windows_of_a_clip_can_be_others_than_it_was_tested_with(
-  task, tmp_path
+  task, tmp_path, monkeypatch
 ):
-  finetune.run(tiny.probing(task), tmp_path)
-  evaluate.run(few(max_windows=2), tmp_path)
-  assert rows(tmp_path)[0]["num_clips"] == COUNTS["test"]
+  other = tiny.write_task(tmp_path / "long", {"test": 16}, seconds=0.6)
+  finetune.run(tiny.probing(task), tmp_path / "run")
+  counts, predictions = [], results.predictions
+
+  def count(windows, source):
+    counts.append(len(windows.rows))
+    return predictions(windows, source)
+
+  monkeypatch.setattr(results, "predictions", count)
+  for max_windows in (None, 1, 2):
+    config = few("dataset=task", max_windows=max_windows)
+    config.classifier.source.data_dir = str(other)
+    evaluate.run(config, tmp_path / "run")
+    assert rows(tmp_path / "run", "task")[0]["num_clips"] == 16
+  # Each clip clean, in noise and as MP3; as trained is one window.
+  assert counts == 3 * [16] + 3 * [16] + 3 * [32]
+
+
+def test_a_folder_that_is_not_cut_is_tested_as_a_whole(task, tmp_path):
+  rng = np.random.default_rng(0)
+  for name in ("low/a", "low/b", "high/c"):
+    path = tmp_path / "other" / f"{name}.wav"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tiny.soundfile.write(path, 0.1 * rng.normal(size=3_200), tiny.RATE_HZ)
+  finetune.run(tiny.probing(task), tmp_path / "run")
+  config = few("dataset=folder")
+  config.classifier.source.data_dir = str(tmp_path / "other")
+  evaluate.run(config, tmp_path / "run")
+  assert rows(tmp_path / "run", "folder")[0]["num_clips"] == 3
 
 
 @pytest.mark.slow

@@ -142,3 +142,8 @@ def test_errors_name_what_is_wrong():
     scores.Evaluation(np.array([[0.0, np.nan], [0, 0]]), np.eye(2))
   with pytest.raises(ValueError, match=r"scores \(2, 2\) and targets \(3, 2\)"):
     scores.Evaluation(np.zeros((2, 2)), np.zeros((3, 2)))
+
+
+def test_the_distance_of_an_unknown_area_is_unknown():
+  assert np.isnan(scores.d_prime(np.nan))
+  assert scores.d_prime(1.0) == np.inf and scores.d_prime(0.5) == 0.0

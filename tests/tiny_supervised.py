@@ -93,4 +93,4 @@ def job(config, workdir, *, seed=0, fold=0):
   splits = classifier_setup.load_splits(config, workdir, fold)
   build = functools.partial(classifier_setup.build_job, config, run, splits)
   folder = workdir / "run"
-  return build(seed, folder, workdir / "features", finetune.make_train_step)
+  return build(seed, folder, workdir / "features")

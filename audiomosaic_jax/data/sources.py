@@ -115,7 +115,8 @@ class FileSource(Source):
       class_names: name of each class.
       sample_rate_hz: rate the clips are resampled to.
       ids: name of each clip; None is its path and its part of the file.
-      groups: see `Source`; None is the file of each clip, if some share one.
+      groups: see `Source`; None is the file of each clip, if clips are cut out
+        of files or some share one.
       missing: see `Source`.
     """
     self.root = os.fspath(root)
@@ -125,8 +126,9 @@ class FileSource(Source):
     self.sample_rate_hz = sample_rate_hz
     self.multi_hot = not isinstance(labels[0], int)
     self._labels = labels
-    if groups is None and len(set(self.paths)) < len(self.paths):
-      groups = self.paths  # Cuts of one recording.
+    repeated = len(set(self.paths)) < len(self.paths)
+    if groups is None and (repeated or spans is not None):
+      groups = self.paths  # Cuts of one recording, here or in another split.
     self.groups, self.missing = groups, missing
     self.names = self.paths
     if self.spans is not None:

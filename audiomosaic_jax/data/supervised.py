@@ -5,6 +5,7 @@ file, and where there is one the line, that has to be mended.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -70,7 +71,7 @@ def load_splits(
 
   A data set that has folds of its own names them with "{fold}", such as
   "not_fold{fold}", which becomes 1, 2, ... Otherwise, with more than one fold,
-  all clips of the data set are cut into `num_folds` parts, which keep groups
+  all clips of its splits are cut into `num_folds` parts, which keep groups
   together and classes balanced; fold k is tested on part k.
 
   A folder that is not cut into splits, see `own_clips`, is cut here: groups
@@ -105,9 +106,10 @@ def load_splits(
     )
 
   def load_all():
-    if known and source["name"] == "folder":
-      return wrappers.ConcatSource([load(split) for split in known])
-    return load("")
+    if not known and source["name"] in ("folder", "task"):
+      return load("")
+    parts = known or dict.fromkeys(filter(None, (train, valid, *test)))
+    return wrappers.ConcatSource([load(split) for split in parts])
 
   if num_folds > 1 and "{fold}" not in train:
     splits = _take_fold(load_all(), fold, num_folds, seed)
@@ -299,9 +301,12 @@ def _length_s(source: Source, index: int) -> float:
   spans = getattr(source, "spans", None)
   if spans is not None:
     return float(spans[index][1] - spans[index][0])
+  path = source.path(index)
+  if path is None:
+    return float("nan")
   try:
-    info = soundfile.info(source.path(index))
-  except (soundfile.LibsndfileError, TypeError):
+    info = soundfile.info(os.fsencode(path))
+  except soundfile.LibsndfileError:
     return float("nan")
   return info.frames / info.samplerate
 
