@@ -15,8 +15,8 @@ all it read is trained on, as a short epoch does.
 
 "host CPU" is from turns that make batches and do not train: the CPU time of
 all processes and threads per pair. Where the device is the CPU too, training
-adds to it. Ours reads ahead, so it pays for up to --workers batches that its
-turn does not use.
+adds to it. Ours reads ahead, so it pays for up to `prefetch_size` + 1 batches,
+and what its threads have begun, that its turn does not use.
 """
 
 import contextlib
@@ -265,7 +265,7 @@ def run(
   with config.unlocked():
     pretrain.folder(config)
   config.data.source.data_dir = folder
-  config.data.pipeline.update(num_threads=workers, prefetch_size=workers)
+  config.data.pipeline.num_threads = workers
   ids = versus_torch.keep_ids(config)
   # A GPU is shared: nobody may take all of its memory.
   environment = {
