@@ -33,8 +33,6 @@ MAX_NEW_TOKENS = flags.DEFINE_integer(
   "max_new_tokens", None, "Of an answer, at most; the run's by default."
 )
 LISTEN = "/listen "
-# Any rate tells the length.
-RATE_HZ = 16_000
 
 
 def main(argv: list[str]) -> None:
@@ -56,8 +54,7 @@ def answer_all(recording: str | None = None, question: str = "") -> None:
   # What cannot be heard is found out before the model is loaded.
   length_s = 0.0
   if recording is not None:
-    samples = audio_io.load_audio(recording, sample_rate_hz=RATE_HZ)
-    length_s = len(samples) / RATE_HZ
+    length_s = audio_io.duration_s(recording)
   from audiomosaic_jax.language import chat
 
   talker = chat.load_chat(

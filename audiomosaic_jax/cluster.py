@@ -1,9 +1,12 @@
-"""Joining the other processes of a run, on any cluster."""
+"""Joining the other processes of a run on any cluster, and leaving them."""
 
 import os
+import sys
 from collections.abc import Mapping
+from typing import NoReturn
 
 import jax
+from jax.experimental import multihost_utils
 
 # A process that is lost without notice ends the others after this time, which
 # until then wait for it in a sum over devices. A thread of its own sends the
@@ -61,3 +64,29 @@ def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
     )
     return True
   return False
+
+
+def wait_for_all(what: str) -> None:
+  """Returns when every process of the run has come here.
+
+  Args:
+    what: has happened then; other words in another process are an error.
+  """
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
+def end(message: str) -> NoReturn:
+  """Ends the program with status 1, alone if it is one of several processes.
+
+  A process that ends as usual first waits for the others to end. They do not
+  while they wait for its part of a sum over devices.
+
+  Args:
+    message: for standard error.
+  """
+  if jax.distributed.is_initialized():
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
+  raise SystemExit(message)

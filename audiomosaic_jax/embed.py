@@ -28,10 +28,10 @@ import functools
 import json
 import pathlib
 import time
+import traceback
 
 import jax
 from absl import app, flags, logging
-from jax.experimental import multihost_utils
 
 from audiomosaic_jax import cluster, embed_output, embed_shards, files, heap
 from audiomosaic_jax.data import beam, recordings
@@ -95,7 +95,11 @@ def main(argv: list[str]) -> None:
   try:
     bad, total = run(argv[1:])
   except (FileNotFoundError, ValueError, ImportError) as error:
-    raise SystemExit(f"error: {error}") from None
+    cluster.end(f"error: {error}")
+  except Exception:
+    if jax.distributed.is_initialized():
+      cluster.end(traceback.format_exc())
+    raise
   if bad > MAX_BAD_FRACTION.value * total:
     raise SystemExit(
       f"error: {bad} of {total} recordings have no usable sound, more than "
@@ -123,12 +127,12 @@ def run(runner_options: list[str]) -> tuple[int, int]:
     num_threads=NUM_THREADS.value,
   )
   found = recordings.find(INPUT.value)
-  print(f"{len(found):,} recordings in {INPUT.value}", flush=True)
+  where = embed_shards.printable(INPUT.value)
+  print(f"{len(found):,} recordings in {where}", flush=True)
   job = embed_shards.Job(folder, settings, found, SHARD_SIZE.value)
   job.open()
-  if jax.process_count() > 1:
-    # Or one that comes late finds the output of the others.
-    multihost_utils.sync_global_devices("embedding job is open")
+  # Or one that comes late finds the output of the others.
+  cluster.wait_for_all("embedding job is open")
   if RUNNER.value:
     # Not the list of recordings, which may be too long for a pipeline.
     work = functools.partial(embed_shards.embed_shard, folder, settings)
@@ -187,7 +191,8 @@ def finish(job: embed_shards.Job, output: pathlib.Path) -> int:
     files.write_text(path, "".join(lines))
     print(f"{len(bad)} recordings were left out: {path}", flush=True)
     for record in bad[:3]:
-      print(f"  {record['id']}: {record['reason']}", flush=True)
+      line = f"  {record['id']}: {record['reason']}"
+      print(embed_shards.printable(line), flush=True)
   rows = embed_output.join(job, output)
   print(f"{rows:,} rows in {output}", flush=True)
   return len(bad)

@@ -60,6 +60,11 @@ class Settings:
   num_threads: int
 
   def __post_init__(self):
+    if self.segment_hop_s and not self.segment_s:
+      raise ValueError(
+        f"segment_hop_s is {self.segment_hop_s:g} but segment_s is 0, whole "
+        "recordings; give segment_s too, or leave out segment_hop_s"
+      )
     if self.segment_s and not 0 < self.segment_hop_s <= self.segment_s:
       raise ValueError(
         f"segment_hop_s is {self.segment_hop_s:g}; use more than 0 and at most "
@@ -140,9 +145,11 @@ class Job:
     """Makes the folder, or finds that it is of the same job.
 
     Raises:
-      ValueError: it has the results of another job.
+      ValueError: it has the results of another job, or the encoder has no
+        such hop or overlap; nothing is then written.
     """
     encoder = load_encoder(self.settings)
+    encoder.hops(self.settings.hop_ms, self.settings.overlap)
     values = dataclasses.asdict(self.settings)
     about = {
       "encoder_fingerprint": embed_program.fingerprint(
@@ -326,5 +333,5 @@ def vectors(parts: list[np.ndarray], width: int) -> pyarrow.Array:
 
 
 def printable(name: str) -> str:
-  """Returns a file name as text; bytes that are none become a question mark."""
+  """Returns names of files as text; what is none becomes a question mark."""
   return name.encode(errors="surrogateescape").decode(errors="replace")

@@ -48,7 +48,8 @@ def join(
   Frames of shifted grids go between those of the first.
 
   Args:
-    parts: windows and what the encoder made of each.
+    parts: windows, whose samples are not looked at, and what the encoder made
+      of each.
     geometry: of the encoder.
     offsets: the shifts.
   """
@@ -204,4 +205,5 @@ class WindowRun:
       }
       for name in part.keys() & set(PER_COLUMN):
         part[name] = part[name][..., :columns, :].copy()
-      self._parts[clip].append((window, part))
+      # Its place is all that joining needs; the samples of hours are large.
+      self._parts[clip].append((window._replace(samples=None), part))

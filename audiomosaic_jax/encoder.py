@@ -95,8 +95,8 @@ class Encoder:
     fusion = self.model.pooling == "fusion"
     self.embedding_width = (1 + fusion) * self.width
     self.depth = config.model.encoder.depth
-    shift_ms = config.fbank.frame_shift_ms
-    self.hop_ms = config.model.encoder.patch_size * shift_ms
+    # Of the samples, which are whole where the shift of the config is not.
+    self.hop_ms = 1e3 * self.geometry.column_samples / self.sample_rate_hz
     full = self.geometry.span(self.geometry.max_columns)
     self.window_s = full / self.sample_rate_hz
 
@@ -252,7 +252,7 @@ class Encoder:
     Yields:
       (index, embedding) of each as it is finished, in any order.
     """
-    hop_columns, offsets = self._hops(hop_ms, overlap)
+    hop_columns, offsets = self.hops(hop_ms, overlap)
     run = WindowRun(
       functools.partial(self.compute, return_layers=layers),
       self.geometry,
@@ -293,10 +293,18 @@ class Encoder:
       return_layers=return_layers,
     )
 
-  def _hops(
+  def hops(
     self, hop_ms: float | int | None, overlap: float
   ) -> tuple[int, tuple[int, ...]]:
-    """Returns columns between windows, and the shifts of the grid."""
+    """Returns columns between windows, and the shifts of the grid in samples.
+
+    Args:
+      hop_ms: as of `embed`; rounded to samples.
+      overlap: as of `embed`.
+
+    Raises:
+      ValueError: as `embed`.
+    """
     if not 0 <= overlap < 1:
       raise ValueError(
         f"overlap is {overlap}; use a part of a window, 0 to below 1"
@@ -304,15 +312,15 @@ class Encoder:
     column = self.geometry.column_samples
     hop = column
     if hop_ms is not None:
-      hop = hop_ms * self.sample_rate_hz / 1e3
-      if hop < 1 or hop != int(hop) or column % int(hop):
+      hop = round(hop_ms * self.sample_rate_hz / 1e3)
+      if hop < 1 or column % hop:
         raise ValueError(
           f"hop_ms is {hop_ms:g}, which does not divide the {self.hop_ms:g} ms "
           f"of a patch; use {self.hop_ms:g}, {self.hop_ms / 2:g} or "
           f"{self.hop_ms / 4:g}"
         )
     hop_columns = round(self.geometry.max_columns * (1 - overlap))
-    return max(1, hop_columns), tuple(range(0, column, int(hop)))
+    return max(1, hop_columns), tuple(range(0, column, hop))
 
 
 def doubled(size: int, at_least: int) -> list[int]:

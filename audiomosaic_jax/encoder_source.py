@@ -172,7 +172,7 @@ def load_encoder(
     return _read({"encoder": abstract}, config, run, seed_index)["encoder"]
   rest = dict(abstract)
   wanted = {"fc_norm": rest.pop("norm"), "encoder": rest}
-  if not run.config.model.use_fc_norm:
+  if not _has_fc_norm(run.config.model):
     del wanted["fc_norm"]
   read = _read(wanted, config, run, seed_index)
   norm = {"norm": read["fc_norm"]} if "fc_norm" in read else {}
@@ -211,11 +211,15 @@ def _shares_fc_norm(abstract: Params, config: ConfigDict, run: Run) -> bool:
   if not config.init.fc_norm or "fc_norm" not in abstract:
     return False
   theirs = run.config.model
-  # An imported classifier has a head, what was pretrained has a switch.
-  has_one = theirs.head == "linear" if "head" in theirs else theirs.use_fc_norm
-  if not has_one or config.model.head != "linear":
+  if not _has_fc_norm(theirs) or config.model.head != "linear":
     return False
   return config.model.pooling == theirs.pooling
+
+
+def _has_fc_norm(model: ConfigDict) -> bool:
+  """Whether a model has a norm after its pooling."""
+  # An imported classifier has a head, what was pretrained has a switch.
+  return model.head == "linear" if "head" in model else model.use_fc_norm
 
 
 def _check_sizes(ours: ConfigDict, theirs: ConfigDict, name: str) -> None:

@@ -84,13 +84,15 @@ def export_encoder(
       'load it with dtype="float32"'
     )
   identity = export_card.identity(encoder)
-  entries = export_parity.previous(output, identity)
-  if (output / export_card.CONFIG_FILE).exists() and not entries:
+  parity = output / export_parity.PARITY_FILE
+  if (output / export_card.CONFIG_FILE).exists() and not parity.exists():
     raise ValueError(
       f"{output} has a {export_card.CONFIG_FILE} and is no export; give "
       "another --output"
     )
   output.mkdir(parents=True, exist_ok=True)
+  # First of all, so that a failure leaves what is known as an export.
+  entries = export_parity.record(output, identity, {})
   config = json.dumps(export_card.config_of(encoder), indent=1)
   files.write_text(output / export_card.CONFIG_FILE, config + "\n")
   for form in formats:

@@ -139,8 +139,9 @@ def _signature(encoder: Encoder) -> str:
       f"// {geometry.shift}, T = ceil(N / {geometry.patch_size})",
     ),
   ]
-  if encoder.class_names:
-    about = ("`logits`", f"float32 [B, {len(encoder.class_names)}]")
+  # Heads other than the linear one are not part of what is exported.
+  if encoder.model.num_classes:
+    about = ("`logits`", f"float32 [B, {encoder.model.num_classes}]")
     rows.append((*about, "of the classes in config.json"))
   table = markdown_table(("", "type and shape", ""), rows)
   window = geometry.span(geometry.max_columns)

@@ -85,7 +85,7 @@ def read(
     FileNotFoundError: there are no tensors.
     ValueError: a tensor is missing, too many or of another shape, or the
       architecture cannot be told.
-    ImportError: a file of torch.save, and PyTorch is not installed.
+    ImportError: a file of torch.save, and PyTorch is not installed or too old.
   """
   found = torch_files.read(path)
   stored = torch_params.bare_names(found.tensors)

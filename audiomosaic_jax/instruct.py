@@ -133,7 +133,7 @@ def make_train_step(
 def rows_at_once(config: ConfigDict, mesh) -> int:
   """Returns the rows of a micro-batch, over all devices."""
   at_once = config.micro_batch_size * mesh.devices.size
-  return min(config.batch_size, at_once)
+  return min(config.batch_size, at_once or config.batch_size)
 
 
 def micro_batches(batch: Batch, size: int) -> Batch:
@@ -350,8 +350,7 @@ def run_stage(
   if not train(job):
     return False
   record = {"steps": job.total_steps, "base": job.fingerprint}
-  if jax.process_index() == 0:
-    stages.write_record(job.workdir, record)
+  stages.write_record(job.workdir, record)
   return True
 
 

@@ -8,11 +8,8 @@ was interrupted continues when the same command is given again.
 """
 
 import importlib
-import os
 import pathlib
-import sys
 import traceback
-from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -68,31 +65,15 @@ def main(argv: list[str]) -> None:
     # One process fails, and then the others because of it: all are kept.
     with trace.open("a" if jax.distributed.is_initialized() else "w") as file:
       file.write(traceback.format_exc())
-    end(f"error: {error}\n(traceback: {trace})")
+    cluster.end(f"error: {error}\n(traceback: {trace})")
   except Exception:
     if jax.distributed.is_initialized():
-      end(traceback.format_exc())
+      cluster.end(traceback.format_exc())
     raise
   if jax.process_index() == 0:
     trace.unlink(missing_ok=True)  # Of a run that has got over it.
   if not finished:
     raise SystemExit(STOPPED_STATUS.value)
-
-
-def end(message: str) -> NoReturn:
-  """Ends the program with status 1, alone if it is one of several processes.
-
-  A process that ends as usual first waits for the others to end. They do not
-  while they wait for its part of a sum over devices.
-
-  Args:
-    message: for standard error.
-  """
-  if jax.distributed.is_initialized():
-    sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
-    os._exit(1)
-  raise SystemExit(message)
 
 
 def use_compilation_cache(setting: str, workdir: pathlib.Path) -> None:

@@ -27,6 +27,8 @@ WEIGHT_FILES = (
   "pytorch_model.bin",
   "pytorch_model.bin.index.json",
 )
+# Before it weights_only=True does not keep its promise: CVE-2025-32434.
+MIN_TORCH = (2, 6)
 # Training loops save their state dict under one of these.
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 
@@ -55,7 +57,7 @@ def read(path: str | pathlib.Path) -> Checkpoint:
     FileNotFoundError: there is nothing, or a folder without weights.
     ValueError: a file is damaged or of another kind, or an index and its
       files differ.
-    ImportError: a file of torch.save, and PyTorch is not installed.
+    ImportError: as `read_tensors`.
   """
   path = pathlib.Path(path).expanduser()
   if not path.exists():
@@ -86,7 +88,8 @@ def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
   Raises:
     ValueError: it is damaged or of another kind.
-    ImportError: a file of torch.save, and PyTorch is not installed.
+    ImportError: a file of torch.save, and PyTorch is not installed or older
+      than MIN_TORCH.
   """
   path = pathlib.Path(path)
   if path.suffix == ".safetensors":
@@ -189,6 +192,12 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
       f"{path} was written by PyTorch, which is not installed; pip install "
       "torch, or convert it with safetensors.torch.save_file elsewhere"
     ) from error
+  if tuple(map(int, torch.__version__.split(".")[:2])) < MIN_TORCH:
+    raise ImportError(
+      f"PyTorch {torch.__version__} may run code that is stored in {path}; "
+      f"this needs {'.'.join(map(str, MIN_TORCH))} or later: pip install -U "
+      "torch, or convert it with safetensors.torch.save_file elsewhere"
+    )
   try:
     stored = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # Of many kinds, some of them pickle's.

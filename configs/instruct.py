@@ -55,7 +55,7 @@ def get_config(argument: str = "") -> ConfigDict:
   config.model.encoder.drop_path = 0.0
   config.batch_size = args.batch_size
   if args.preset == "debug":
-    debug(config)
+    debug(config, args.given)
   if args.parity == "released":
     released(config)
   if args.stage != "all":
@@ -88,7 +88,8 @@ def full(variant: str) -> ConfigDict:
         "stage_3": stage("all_closed_qa", ALL, 1e-4, 1.0),
         "stage_4": stage("openaqa_5.6M", ALL, 1e-4, 1.0),
       },
-      # Questions of an update; those that a device sees at once.
+      # Questions of an update; those that a device sees at once, 0 is all it
+      # has.
       "batch_size": 256,
       "micro_batch_size": 32,
       "base": {
@@ -233,7 +234,7 @@ def evaluation() -> ConfigDict:
       # Labels whose answers a decoder sees at once.
       "answers_at_once": 16,
       "max_new_tokens": 64,
-      # Of each set, drawn with the seed; 0 is all.
+      # Clips of each set, drawn with the seed; 0 is all.
       "max_clips": 0,
       "num_resamples": 1000,
       "confidence": 0.95,
@@ -251,7 +252,7 @@ def caption_set(instruction: str) -> dict:
   return {"table": "", "folder": "", "instruction": instruction}
 
 
-def debug(config: ConfigDict) -> None:
+def debug(config: ConfigDict, given: tuple[str, ...]) -> None:
   """Everything once, tiny, on the packaged notes: a test, not a model."""
   config.base.random = ConfigDict(
     {
@@ -277,7 +278,9 @@ def debug(config: ConfigDict) -> None:
     config.stages[name].update(
       files=("train.json",), base_lr=2e-3, epochs=epochs
     )
-  config.batch_size, config.micro_batch_size = 32, 16
+  config.micro_batch_size = 16
+  if "batch_size" not in given:
+    config.batch_size = 32
   config.warmup_steps = 10
   config.text.update(cutoff=96, buckets=(48, 96), response_only=True)
   config.model.encoder.update(dtype="float32", remat="none")
@@ -313,5 +316,6 @@ def released(config: ConfigDict) -> None:
   config.model.update(
     pooling_order="reference", shuffle_tokens=True, count_padding=True
   )
-  # Parity: LTU divides by one standard deviation, `standardize` by two.
-  config.spectrogram.update(num_frames=1024, mean=-5.081, std=4.4849 / 2)
+  # Parity: LTU divides by one standard deviation, `standardize` by two. Its
+  # 1024 frames follow from the run, as the length of the clips does.
+  config.spectrogram.update(mean=-5.081, std=4.4849 / 2)

@@ -22,11 +22,12 @@ POOLINGS = {  # The class token, if there is one, is the first.
   "mean": lambda tokens: tokens.mean(axis=0),
   "mean_no_cls": lambda tokens: tokens[1:].mean(axis=0),
   "cls": lambda tokens: tokens[0],
+  "fusion": lambda tokens: jnp.append(tokens[0], tokens[1:].mean(axis=0)),
 }
 
 
 def embed(config, params, waveform):
-  """Returns the embedding [D] of a clip [S]: the mean over its windows."""
+  """Returns the embedding [E] of a clip [S]: the mean over its windows."""
   vit = ViT(**config["encoder"])
   columns, bands = vit.grid
   length = columns * vit.patch_size

@@ -34,7 +34,7 @@ def test_clotho_has_a_clip_per_line(tmp_path):
 
 
 def test_audiocaps_has_a_caption_per_line_and_names_by_video(tmp_path):
-  (tmp_path / f"{VIDEO}_30.wav").touch()
+  (tmp_path / f"{VIDEO}_30.WAV").touch()
   (tmp_path / f"Y{OTHER}.flac").touch()
   table = write_table(
     tmp_path / "test.csv",
@@ -58,6 +58,20 @@ def test_a_table_of_ones_own_groups_the_captions_of_a_path(tmp_path):
   table = write_table(tmp_path / "own.csv", ["path", "caption"], *rows)
   clips, missing = caption_tables.read(table, str(tmp_path))
   assert (missing, len(clips), clips[0].captions) == (0, 1, ("one", "two"))
+
+
+def test_only_a_table_of_paths_needs_no_folder(tmp_path):
+  (tmp_path / "a.wav").touch()
+  own = write_table(
+    tmp_path / "own.csv", ["path", "caption"], [str(tmp_path / "a.wav"), "x"]
+  )
+  assert caption_tables.read(own, "")[1] == 0
+  clotho = write_table(
+    tmp_path / "clotho.csv", ["file_name", "caption_1"], ["a.wav", "x"]
+  )
+  message = r"clotho\.csv names clips, not paths, and the folder is ''"
+  with pytest.raises(ValueError, match=message):
+    caption_tables.read(clotho, "")
 
 
 @pytest.mark.parametrize("path", ["../a.wav", "/etc/a.wav"])

@@ -86,6 +86,14 @@ def test_a_list_and_lines_are_read_alike(tmp_path, content):
   assert text.read_records([path]) == [text.Record(*"xxxxxx")] * 2
 
 
+def test_a_line_may_hold_what_other_texts_break_lines_at(tmp_path):
+  path = tmp_path / "questions.json"
+  row = ROW | {"output": "one\u2028two\u0085three"}
+  line = json.dumps(row, ensure_ascii=False)
+  path.write_bytes(f"{line}\r\n{line}\n".encode())
+  assert [r.output for r in text.read_records([path])] == [row["output"]] * 2
+
+
 def test_a_record_without_a_field_is_named(tmp_path):
   path = tmp_path / "questions.json"
   path.write_text(json.dumps([ROW, {"instruction": "x", "output": "y"}]))

@@ -15,8 +15,10 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import tiny_encoder as tiny
+from absl import flags
+from absl.testing import flagsaver
 
-from audiomosaic_jax import embed_output, embed_shards, encoder_files
+from audiomosaic_jax import embed, embed_output, embed_shards, encoder_files
 from audiomosaic_jax.data import recordings
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -268,19 +270,17 @@ def test_too_many_bad_recordings_fail_after_the_good_are_written(
     (["--output=out.csv"], r"ends in '\.csv'; use one of \.parquet"),
     (["--output={tmp_path}/there.npz"], r"there\.npz exists; remove it"),
     (["--input=nowhere"], "nowhere: no audio there"),
-    (["--segment_s=2", "--segment_hop_s=3"], "segment_hop_s is 3"),
+    (["--segment_s=2", "--segment_hop_s=3"], "segment_hop_s is 3; use"),
+    (["--segment_hop_s=3"], "segment_hop_s is 3 but segment_s is 0"),
+    (["--overlap=1.5"], r"overlap is 1\.5; use a part"),
+    (["--frames", "--hop_ms=50"], "hop_ms is 50, which does not divide"),
     (["--encoder=nowhere"], "give a workdir"),
     (["stray"], "unexpected arguments: stray"),
   ],
 )
 def test_a_mistake_is_told_before_anything_is_computed(
-  run, folder, tmp_path, more, message, monkeypatch
+  run, folder, tmp_path, more, message
 ):
-  from absl import flags
-  from absl.testing import flagsaver
-
-  from audiomosaic_jax import embed
-
   (tmp_path / "there.npz").write_bytes(b"")
   more = [item.format(tmp_path=tmp_path) for item in more]
   arguments = command(run, folder, tmp_path / "out.parquet", *more)[2:]
@@ -288,7 +288,52 @@ def test_a_mistake_is_told_before_anything_is_computed(
     rest = flags.FLAGS(arguments)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
       embed.run(rest[1:])
-  assert not list(tmp_path.rglob("part-*"))
+  # Or the same command without the mistake would be of another job.
+  assert not list(tmp_path.rglob("_about.json"))
+
+
+def test_names_that_are_no_text_are_embedded_and_told(run, tmp_path, capsys):
+  folder = tmp_path / os.fsdecode(b"d\xe9j\xe0")
+  folder.mkdir()
+  name = os.fsdecode(b"caf\xe9.wav")
+  soundfile.write(os.fsencode(folder / name), tiny.noise(1.0), RATE_HZ)
+  (folder / os.fsdecode(b"broken\xe9.wav")).write_bytes(b"no audio")
+  arguments = command(
+    run, folder, tmp_path / "out.parquet", "--max_bad_fraction=1"
+  )
+  with flagsaver.flagsaver():
+    flags.FLAGS(arguments[2:])
+    assert embed.run([]) == (1, 2)
+  table = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pydict()
+  assert table["id"] == ["caf\ufffd.wav"]
+  assert "broken\ufffd.wav: cannot decode" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("error", "told"),
+  [
+    (ValueError("overlap is 2"), "error: overlap is 2"),
+    (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+  ],
+)
+def test_one_of_several_processes_that_fails_waits_for_none(
+  error, told, monkeypatch, capsys
+):
+  def fail(options):
+    raise error
+
+  def leave(status):
+    raise SystemExit(f"left at once with {status}")
+
+  monkeypatch.setattr(embed, "run", fail)
+  monkeypatch.setattr(embed.cluster, "initialize_distributed", lambda: True)
+  monkeypatch.setattr(embed.jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(embed.cluster.os, "_exit", leave)
+  with flagsaver.flagsaver(keep_freed_memory=False):
+    flags.FLAGS(["embed"])
+    with pytest.raises(SystemExit, match="left at once with 1"):
+      embed.main(["embed"])
+  assert told in capsys.readouterr().err
 
 
 def test_apache_beam_computes_the_same_shards(run, folder, whole, tmp_path):
@@ -312,7 +357,7 @@ def test_apache_beam_computes_the_same_shards(run, folder, whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_three_hours_of_sound_need_less_than_two_gigabytes(tmp_path):
+def test_three_hours_of_sound_need_little_more_than_their_frames(tmp_path):
   # Windows of ten seconds and 128 bands, as the published encoders have.
   run = tiny.write_run(
     tmp_path / "run",
@@ -341,7 +386,8 @@ def test_three_hours_of_sound_need_less_than_two_gigabytes(tmp_path):
     check=True,
   )
   peak_bytes = 1024 * int(done.stdout.splitlines()[-1])
-  assert peak_bytes < 2e9
+  # Measured: 0.92 GB. Their samples would be 0.7 more.
+  assert peak_bytes < 1.2e9
   table = pyarrow.parquet.read_table(output)
   # A column of 16 frames is 160 ms; the last frame ends with the recording.
   assert table.num_rows == -(-(1 + (180 * 60 * RATE_HZ - 400) // 160) // 16)

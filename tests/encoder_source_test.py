@@ -111,6 +111,25 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     encoder_source.find_run(str(tmp_path / "nothing"))
 
 
+@pytest.mark.parametrize("head", ["linear", "attentive"])
+def test_the_norm_of_a_classifier_becomes_the_last_one_if_it_has_one(run, head):
+  # The config of a classifier has a head instead of a switch for the norm.
+  workdir, config, params = run
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    del config.model.use_fc_norm
+    config.model.head = head
+  source = encoder_source.Run(config, (workdir / "seed_0",))
+  own = params[0]["encoder"]
+  abstract = {**own, "norm": params[0]["fc_norm"]}
+  found = encoder_source.load_encoder(abstract, config, source, 0)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    found,
+    abstract if head == "linear" else own,
+  )
+
+
 def test_without_a_run_the_encoder_is_that_of_the_fallback():
   config = tiny.fine_tuning()
   lines = encoder_source.complete(config, None)

@@ -1,5 +1,7 @@
 """A recording alone decides its embedding; frames are where they say."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,8 @@ import soundfile
 import soxr
 import tiny_encoder as tiny
 
-from audiomosaic_jax import experiment, features
-from audiomosaic_jax.data import audio_io
+from audiomosaic_jax import embedding, experiment, features
+from audiomosaic_jax.data import audio_io, windows
 
 RATE_HZ = tiny.RATE_HZ
 
@@ -88,6 +90,31 @@ def test_windows_of_a_long_recording_are_averaged_by_their_columns(encoder):
   np.testing.assert_allclose(whole.frames, joined, atol=2e-5)
 
 
+def test_samples_are_let_go_once_they_are_embedded(encoder):
+  geometry = encoder.geometry
+  samples = tiny.noise(encoder.window_s)
+
+  def compute(waveform, num_frames):
+    return {"embedding": np.zeros((len(waveform), 2), np.float32)}
+
+  run = embedding.WindowRun(
+    compute, geometry, [0], row_sizes=[2], column_sizes=[8], frames=True
+  )
+  tracemalloc.start()
+  try:
+    for column in range(0, 8 * 100, 8):
+      run.add(0, windows.Window(column, 0, samples, geometry.max_columns * 16))
+    held, _ = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  # What waits or is on its way, of a hundred.
+  assert held < 10 * samples.nbytes
+  run.close(0)
+  run.flush()
+  [(_, out)] = run.finished()
+  assert out.embedding.shape == (2,)
+
+
 def test_frames_that_two_windows_saw_are_averaged(encoder):
   step = 4 * 2_560
   samples = tiny.noise((2 * step + 2_800) / RATE_HZ)
@@ -117,6 +144,23 @@ def test_finer_frames_are_those_of_the_shifted_recording(encoder):
     )
   coarse = encoder.embed(samples, RATE_HZ)
   np.testing.assert_allclose(fine.embedding, coarse.embedding, atol=2e-6)
+
+
+def test_at_a_rate_that_cuts_the_shift_frames_are_a_column_apart():
+  # 10 ms are 220.5 samples of 22.05 kHz, of which 220 are taken.
+  rate_hz = 22_050
+  encoder = tiny.encoder(**{"fbank.sample_rate_hz": rate_hz})
+  assert encoder.hop_ms == pytest.approx(1e3 * 16 * 220 / rate_hz)
+  samples = tiny.noise(3.0)
+  whole = encoder.embed(samples, rate_hz)
+  hop_s = encoder.hop_ms / 1e3
+  np.testing.assert_allclose(np.diff(whole.timestamps_s), hop_s, atol=1e-9)
+  assert_close(encoder.embed(samples, rate_hz, hop_ms=encoder.hop_ms), whole)
+  # As the message about another hop gives it, in six digits.
+  fine = encoder.embed(samples, rate_hz, hop_ms=float(f"{500 * hop_s:g}"))
+  np.testing.assert_allclose(fine.frames[::2], whole.frames, atol=2e-5)
+  with pytest.raises(ValueError, match=r"80.*159\.637 ms.*use 159\.637, 79\.8"):
+    encoder.embed(samples, rate_hz, hop_ms=80)
 
 
 @pytest.mark.parametrize("hop_ms", [160, 80, 20])

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import tiny_encoder as tiny
+import tiny_supervised
 from export_program_test import (
   assert_close_to,
   make_encoder,
@@ -23,11 +25,14 @@ from jax import export as jax_export
 
 from audiomosaic_jax import (
   checkpoint,
+  classifier_setup,
+  encoder_source,
   experiment,
   export,
   export_card,
   export_formats,
   export_parity,
+  export_program,
   export_run,
 )
 
@@ -140,13 +145,32 @@ def test_a_file_that_says_something_else_fails(encoder, other, kind, tmp_path):
   assert "**not accepted**" in (tmp_path / "model_card.md").read_text()
 
 
-def test_a_file_that_does_not_run_is_an_error_with_its_words(encoder, tmp_path):
+def test_a_file_that_does_not_run_is_an_error_and_can_be_tried_again(
+  encoder, other, tmp_path
+):
+  params = export_formats.FORMATS["params"]
   form = dataclasses.replace(
-    export_formats.FORMATS["params"],
+    params,
     write=lambda _, path, samples: path.write_bytes(b"no archive"),
   )
   with pytest.raises(RuntimeError, match=r"params.npz.unverified does not run"):
     to_folder(encoder, tmp_path, [form])
+  with pytest.raises(ValueError, match="holds an export of encoder"):
+    to_folder(other, tmp_path, [params])
+  assert to_folder(encoder, tmp_path, [params])["params"]["passed"]
+
+
+@pytest.mark.parametrize("head", ["linear", "attentive"])
+def test_the_card_has_logits_if_the_program_has(head):
+  config = tiny_supervised.fine_tuning(argument=f"dataset=task,head={head}")
+  encoder_source.complete(config, None)
+  model = classifier_setup.build_model(config, 3)
+  variables = classifier_setup.start_variables(model, config, None, 0)
+  classifier = place(config, jax.device_get(variables), ("a", "b", "c"))
+  card = export_card.card(classifier, {}, licence="", training_data="")
+  assert ("`logits` | float32 [B, 3]" in card) == (head == "linear")
+  outputs = export_program.output_names(classifier)
+  assert ("logits" in outputs) == (head == "linear")
 
 
 def test_formats_are_added_and_another_encoder_is_refused(
@@ -213,6 +237,19 @@ def test_the_command_exports_a_run_and_the_example_reads_it(encoder, tmp_path):
   subprocess.run(example, check=True)
   expected = encoder.embed(samples, RATE_HZ).embedding
   np.testing.assert_allclose(np.load(embedding), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "fusion"])
+def test_the_example_pools_as_the_encoder_does(pooling):
+  encoder = make_encoder(**{"model.pooling": pooling})
+  embed = runpy.run_path(str(EXAMPLE))["embed"]
+  config = export_card.config_of(encoder)
+  [samples] = recordings(30_000)[:1]
+  found = jax.jit(lambda x: embed(config, encoder.variables["params"], x))(
+    samples
+  )
+  expected = encoder.embed(samples, RATE_HZ).embedding
+  np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -9,9 +9,22 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from audiomosaic_jax import checkpoint, instruct, optimizer, sharding
+from audiomosaic_jax import (
+  checkpoint,
+  encoder_source,
+  instruct,
+  optimizer,
+  sharding,
+)
 from audiomosaic_jax.data import pipeline, questions
-from audiomosaic_jax.language import base, build, partition
+from audiomosaic_jax.language import (
+  base,
+  build,
+  demo,
+  evaluation,
+  partition,
+  stages,
+)
 from audiomosaic_jax.models import llama_config, lora
 from audiomosaic_jax.models.llama import Llama
 from configs import common
@@ -272,6 +285,24 @@ def test_a_finished_run_trains_nothing_again(finished, monkeypatch, capsys):
   assert capsys.readouterr().out.count("finished before") == 2
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_no_process_goes_on_before_a_stage_has_its_record(
+  tmp_path, monkeypatch, process
+):
+  folder, met = tmp_path / "stage_1", []
+  folder.mkdir()
+
+  def wait(what):
+    met.append((what, stages.read_record(folder)))
+
+  monkeypatch.setattr(stages.jax, "process_index", lambda: process)
+  monkeypatch.setattr(stages.cluster, "wait_for_all", wait)
+  stages.write_record(folder, {"steps": 3})
+  # Process 0 writes it first; the other ones write nothing.
+  found = None if process else {"steps": 3}
+  assert met == [("stage_1 is finished", found)]
+
+
 def test_a_stage_without_the_one_before_is_refused(tmp_path):
   config = tiny_instruct.tiny_config(tmp_path)
   config.stages.order = ("stage_3",)
@@ -305,6 +336,56 @@ def test_a_set_that_is_not_there_is_named_before_training(tmp_path):
   assert not (tmp_path / "stage_1").exists()
 
 
+def test_captions_whose_clips_are_elsewhere_are_named_before_training(tmp_path):
+  config = tiny_instruct.tiny_config(tmp_path)
+  table = tmp_path / "clotho.csv"
+  table.write_text("file_name,caption_1\na.wav,rain\n")
+  config.evaluation.captions.order = ("clotho",)
+  chosen = config.evaluation.captions.clotho
+  chosen.update(table=str(table), folder=str(tmp_path / "none"))
+  with pytest.raises(FileNotFoundError, match=r"none of 1 clips .*clotho\.csv"):
+    run(config, tmp_path)
+  assert not (tmp_path / "stage_1").exists()
+
+
+def test_results_of_a_set_are_written_before_the_next_one(
+  tmp_path, monkeypatch
+):
+  config = tiny_instruct.tiny_config(tmp_path)
+  sets = config.evaluation.sets
+  sets.order = ("esc50", "tut17")
+  for name in sets.order:
+    sets[name].source.data_dir = "there"
+  value = {"value": 0.5}
+  found = {"metric": "accuracy", "clips": 4}
+  found |= dict.fromkeys(evaluation.CONDITIONS, value)
+
+  def evaluate(talker, name, clips, workdir):
+    if name == "tut17":
+      raise RuntimeError("out of memory")
+    return found
+
+  for module, name in (
+    (evaluation.build, "build_model"),
+    (evaluation.build, "load_own"),
+    (evaluation.chat, "Chat"),
+    (evaluation, "load_clips"),
+  ):
+    monkeypatch.setattr(module, name, lambda *_: None)
+  monkeypatch.setattr(evaluation, "evaluate_set", evaluate)
+  monkeypatch.setattr(
+    evaluation.stages, "find", lambda *_: (tmp_path / "stage_1", {"steps": 3})
+  )
+  held = base.Base(*4 * [None])
+  with pytest.raises(RuntimeError, match="out of memory"):
+    evaluation.run(config, held, tmp_path, None)
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert results["sets"] == {"esc50": found}
+  assert (
+    "| esc50 | accuracy, 4 clips |" in (tmp_path / "results.md").read_text()
+  )
+
+
 def test_a_run_without_a_base_says_where_to_get_one(tmp_path):
   config = tiny_instruct.tiny_config(tmp_path)
   config.base.folder = ""
@@ -316,6 +397,59 @@ def test_micro_batches_take_rows_from_all_over_the_batch():
   batch = {"ids": jnp.arange(8)}
   cut = instruct.micro_batches(batch, 4)["ids"]
   assert cut.tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+def test_debug_keeps_what_was_asked_for():
+  assert configs.get_config("debug").batch_size == 32
+  assert configs.get_config("debug,batch_size=64").batch_size == 64
+
+
+@pytest.mark.parametrize(
+  ("preset", "frames", "samples"),
+  [("debug,", 128, 20_720), ("", 1024, 160_000)],
+)
+def test_released_has_frames_for_the_length_of_the_clips(
+  preset, frames, samples
+):
+  config = configs.get_config(f"{preset}parity=released")
+  encoder_source.complete(config, None)
+  assert config.spectrogram.num_frames == frames
+  assert config.data.pipeline.clip_samples == samples
+  assert config.spectrogram.mean == -5.081
+
+
+def test_one_process_writes_the_demo_and_the_others_wait(tmp_path, monkeypatch):
+  config = tiny_instruct.tiny_config(tmp_path)
+  met = []
+  monkeypatch.setattr(demo.cluster, "wait_for_all", met.append)
+  monkeypatch.setattr(demo.jax, "process_index", lambda: 1)
+  demo.write(config, tmp_path)
+  assert len(met) == 1 and not (tmp_path / "base").exists()
+  monkeypatch.undo()
+  demo.write(config, tmp_path)
+  assert (tmp_path / "base" / "tokenizer.json").exists()
+
+
+def test_a_base_without_its_tokenizer_does_not_count_as_there(
+  tmp_path, monkeypatch
+):
+  config = tiny_instruct.tiny_config(tmp_path)
+
+  def kill(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(demo.text, "train_tokenizer", kill)
+  with pytest.raises(KeyboardInterrupt):
+    demo.write(config, tmp_path)
+  monkeypatch.undo()
+  demo.write(config, tmp_path)
+  assert (tmp_path / "base" / "tokenizer.json").exists()
+
+
+def test_without_micro_batches_a_device_sees_all_it_has(tmp_path):
+  config = tiny_instruct.tiny_config(tmp_path, micro_batch_size=0)
+  assert instruct.rows_at_once(config, sharding.make_mesh()) == 8
+  instruct.check(config)
 
 
 def test_adapters_are_drawn_as_one_tree_with_the_rest():

@@ -1,12 +1,17 @@
 """Answers, and the likelihood of answers, one by one and in batches."""
 
+import copy
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
+from absl import flags
+from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from audiomosaic_jax import (
@@ -20,10 +25,11 @@ from audiomosaic_jax import (
   torch_files,
   weight_files,
 )
-from audiomosaic_jax.data import questions, text
+from audiomosaic_jax.data import audio_io, questions, text
 from audiomosaic_jax.language import (
   audio_weights,
   build,
+  captioning,
   chat,
   closed_ended,
   embedders,
@@ -72,6 +78,71 @@ def test_a_batch_of_questions_is_answered_as_one_by_one(talker):
   ]
   assert together == alone
   assert len(set(together)) == 3
+
+
+def test_of_a_long_recording_the_window_alone_is_decoded(
+  talker, tmp_path, monkeypatch
+):
+  rate_hz, read, decoded = 44_100, soundfile.SoundFile.read, []
+  samples = 0.1 * np.random.default_rng(0).normal(size=20 * rate_hz)
+  path = tmp_path / "long.wav"
+  soundfile.write(path, samples, rate_hz, subtype="FLOAT")
+  whole = audio_io.load_audio(path, sample_rate_hz=16_000)
+  expected = audio_io.as_pcm16(whole[:20_720]).astype(np.int32)
+
+  def count(self, frames=-1, **kwargs):
+    decoded.append(frames)
+    return read(self, frames, **kwargs)
+
+  monkeypatch.setattr(soundfile.SoundFile, "read", count)
+  found = talker.read(path)
+  assert sum(decoded) < 2 * rate_hz * talker.window_s
+  # The last sample, too, is what it was: to one step of 16 bits.
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1)
+
+
+def test_the_length_of_a_recording_is_told_from_its_header(
+  tmp_path, monkeypatch, capsys
+):
+  path = tmp_path / "long.wav"
+  soundfile.write(path, np.ones(16_000 * 12), 16_000)
+  monkeypatch.setattr(soundfile.SoundFile, "read", None)
+  said = types.SimpleNamespace(
+    window_s=10.0,
+    sampling_of=lambda **changes: None,
+    stream=lambda heard, question, **settings: iter([heard]),
+  )
+  monkeypatch.setattr(chat, "load_chat", lambda *args, **kwargs: said)
+  with flagsaver.flagsaver(model="a run"):
+    flags.FLAGS(["ask"])
+    ask.answer_all(str(path), "What?")
+    told = capsys.readouterr()
+    assert told.out.strip() == str(path)
+    assert "[hears the first 10.0 of 12.0 s]" in told.err
+    with pytest.raises(audio_io.BadClipError, match=r"gone\.wav: no such file"):
+      ask.answer_all(str(tmp_path / "gone.wav"), "What?")
+    path.write_bytes(b"no audio")
+    with pytest.raises(audio_io.BadClipError, match="cannot decode"):
+      ask.answer_all(str(path), "What?")
+
+
+@pytest.mark.parametrize(
+  ("samples", "message"),
+  [
+    (np.zeros(9_000, np.int32), "int32.*int16"),
+    (np.r_[np.nan, np.zeros(9_000)], "1 NaN.*of 9001"),
+    (np.zeros((9_000, 2), np.float32), r"\(9000, 2\).*channels"),
+    (np.zeros(0, np.float32), "empty waveform"),
+  ],
+)
+def test_samples_that_are_no_sound_are_refused(talker, samples, message):
+  with pytest.raises(ValueError, match=message):
+    talker.read(samples)
+
+
+def test_samples_of_16_bits_are_heard_as_they_are(talker):
+  samples = np.arange(-32_768, 32_768, 3, dtype=np.int16)[:20_720]
+  np.testing.assert_array_equal(talker.read(samples), samples)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
@@ -139,6 +210,27 @@ def test_similarity_finds_the_label_that_was_written(talker):
   cosines = closed_ended.similarities(embedder, labels, labels)
   np.testing.assert_allclose(np.diag(cosines), 1, atol=1e-5)
   assert cosines.argmax(axis=1).tolist() == [0, 1, 2]
+
+
+def test_captioned_clips_are_drawn_with_the_seed(talker, monkeypatch):
+  def ask_all(self, clips, asked, **settings):
+    return ["a note"] * len(clips)
+
+  own = copy.copy(talker)
+  own.config = talker.config.copy_and_resolve_references()
+  own.config.evaluation.max_clips = 2
+
+  def drawn(seed):
+    own.config.seed = seed
+    captioning.evaluate(own, "demo", WORKDIR[0])
+    lines = (WORKDIR[0] / "captions" / "demo.jsonl").read_text().splitlines()
+    return tuple(json.loads(line)["path"] for line in lines)
+
+  monkeypatch.setattr(chat.Chat, "ask_all", ask_all)
+  found = [drawn(seed) for seed in range(5)]
+  assert {len(paths) for paths in found} == {2}
+  assert len(set(found)) > 1
+  assert drawn(3) == found[3]
 
 
 def test_an_embedder_that_is_not_there_is_named(talker, tmp_path):
@@ -215,11 +307,11 @@ def test_distinct_clips_are_answered_and_permuted_ones_are_not(
 
 
 def test_an_exported_model_is_the_model(talker, tmp_path):
-  tokenizer_folder = talker.config.base.folder.format(workdir=WORKDIR[0])
+  base_folder = talker.config.base.folder.format(workdir=WORKDIR[0])
   difference = export.export(
     talker,
     tmp_path / "exported",
-    tokenizer_folder=tokenizer_folder,
+    base_folder=base_folder,
     shard_bytes=10**9,
   )
   assert difference <= export.TOLERANCE
@@ -237,9 +329,55 @@ def test_an_exported_model_is_the_model(talker, tmp_path):
   copied = text.open_tokenizer(folder / "llama")
   assert copied.encode("The harp.") == talker.tokenizer.encode("The harp.")
   with pytest.raises(FileExistsError, match="exported is there"):
-    export.export(
-      talker, folder, tokenizer_folder=tokenizer_folder, shard_bytes=1
-    )
+    export.export(talker, folder, base_folder=base_folder, shard_bytes=1)
+
+
+def test_a_tokenizer_of_its_own_is_the_one_that_is_exported(tmp_path):
+  folder = tmp_path / "own"
+  folder.mkdir()
+  for name in ("tokenizer.json", "tokenizer_config.json", "weights.bin"):
+    (folder / name).touch()
+  (folder / "llama.spm").touch()
+  assert export.tokenizer_files(folder) == {
+    name: folder / name for name in ("tokenizer.json", "tokenizer_config.json")
+  }
+  # A file has in a folder the name that it is looked for by.
+  assert export.tokenizer_files(folder / "llama.spm") == {
+    "tokenizer.model": folder / "llama.spm",
+    "tokenizer_config.json": folder / "tokenizer_config.json",
+  }
+  (folder / "tokenizer.json").unlink()
+  with pytest.raises(FileNotFoundError, match=r"own has none of .*tokenizer"):
+    export.tokenizer_files(folder)
+
+
+def test_the_command_exports_with_the_tokenizer_of_the_run(
+  talker, tmp_path, monkeypatch
+):
+  given = {}
+  config = talker.config.copy_and_resolve_references()
+  config.base.update(folder="llama", tokenizer="{workdir}/tokens")
+  monkeypatch.setattr(
+    export.chat,
+    "load_chat",
+    lambda *args, **kwargs: types.SimpleNamespace(config=config),
+  )
+  monkeypatch.setattr(
+    export, "export", lambda *args, **kwargs: given.update(kwargs) or 0.0
+  )
+  values = flags.FlagValues()
+  texts = {"model": str(tmp_path), "output": "x", "stage": "", "base": ""}
+  arguments = {
+    name: flags.DEFINE_string(name, value, "", flag_values=values)
+    for name, value in texts.items()
+  }
+  arguments["shard_gib"] = flags.DEFINE_float(
+    "shard_gib", 1.0, "", flag_values=values
+  )
+  values.mark_as_parsed()
+  export.main(["export"], arguments)
+  assert given["base_folder"] == "llama"
+  assert given["tokenizer"] == str(tmp_path / "tokens")
 
 
 def test_a_folder_that_answers_is_no_encoder(tmp_path):

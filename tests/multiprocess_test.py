@@ -34,6 +34,7 @@ runpy.run_module("audiomosaic_jax.main", run_name="__main__", alter_sys=True)
 
 # What a step computes is tested elsewhere; here it is to be compiled soon.
 SMALL = (
+  "--config=configs/pretrain.py:smoke",
   f"--config.duration.total={STEPS}",
   f"--config.checkpoint.save_every={SAVE_EVERY}",
   "--config.checkpoint.keep_last=10",
@@ -52,17 +53,33 @@ SMALL = (
   "--config.report=False",
 )
 
+# Two stages of a step each, which start from a base that the run writes.
+ANSWERING = (
+  "--config=configs/instruct.py:debug,batch_size=8",
+  "--config.stages.order=('stage_1','stage_2')",
+  "--config.stages.stage_1.epochs=0.01",
+  "--config.stages.stage_2.epochs=0.01",
+  "--config.warmup_steps=0",
+  "--config.base.random.hidden_size=32",
+  "--config.base.random.intermediate_size=64",
+  "--config.evaluation.max_clips=8",
+  "--config.evaluation.batch_size=8",
+  "--config.evaluation.num_resamples=0",
+)
+
 
 class Job:
   """A run of `main` as so many processes, two devices in all."""
 
-  def __init__(self, workdir: pathlib.Path, num_processes: int, *more: str):
+  def __init__(
+    self, workdir: pathlib.Path, num_processes: int, *more: str, base=SMALL
+  ):
     self.workdir = workdir
     cache = workdir.parent / "compiled"
     command = [
       *(sys.executable, "-c", MAIN),
-      *("--config=configs/pretrain.py:smoke", f"--workdir={workdir}"),
-      *(f"--config.runtime.compilation_cache={cache}", *SMALL, *more),
+      *(*base, f"--workdir={workdir}"),
+      *(f"--config.runtime.compilation_cache={cache}", *more),
     ]
     environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
@@ -225,6 +242,17 @@ def test_a_sigterm_to_one_saves_on_both_at_one_step_and_exits_zero(stopped):
     (workdir / f"checkpoints/{step}/meta/metadata").read_text()
   )["fingerprints"]
   assert len(fingerprints["state"]) > 28
+
+
+@pytest.mark.slow
+def test_two_processes_learn_to_answer_and_are_tested(folder):
+  with Job(folder / "ask", 2, base=ANSWERING) as job:
+    codes, _ = job.end()
+  assert codes == [0, 0], job.output()
+  results = json.loads((job.workdir / "results.json").read_text())
+  assert results["about"]["stage"] == "stage_2"
+  assert results["sets"]["demo"]["clips"] == 8
+  assert results["captions"]["demo"]["clips"] == 8
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Files of PyTorch are read whole, or refused by name; nothing is executed."""
 
 import json
+import re
 import sys
+import types
 
 import ml_dtypes
 import numpy as np
@@ -174,6 +176,33 @@ def test_without_pytorch_its_files_are_refused_with_the_fix(
   monkeypatch.setitem(sys.modules, "torch", None)
   with pytest.raises(ImportError, match=r"a\.pt.*pip install torch"):
     torch_files.read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cu121", "2.5.0a0+git1"])
+def test_a_pytorch_that_runs_what_is_stored_is_refused_unused(
+  tmp_path, monkeypatch, version
+):
+  def load(*args, **kwargs):
+    pytest.fail("the file was opened")
+
+  old = types.SimpleNamespace(__version__=version, load=load)
+  monkeypatch.setitem(sys.modules, "torch", old)
+  (tmp_path / "a.pt").write_bytes(b"PK")
+  message = rf"PyTorch {re.escape(version)} may run .*a\.pt; this needs 2\.6"
+  with pytest.raises(ImportError, match=message):
+    torch_files.read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.11.0+cpu", "3.0"])
+def test_a_later_pytorch_reads_tensors(tmp_path, monkeypatch, version):
+  def load(path, *, map_location, weights_only):
+    assert weights_only
+    return {}
+
+  new = types.SimpleNamespace(__version__=version, load=load)
+  monkeypatch.setitem(sys.modules, "torch", new)
+  (tmp_path / "a.pt").write_bytes(b"PK")
+  assert torch_files.read(tmp_path / "a.pt").tensors == {}
 
 
 def torch_tensors(torch):

@@ -85,6 +85,21 @@ def load_audio(
   return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
+def duration_s(path: str | os.PathLike) -> float:
+  """Returns the seconds of a file, as its header tells; decodes nothing.
+
+  Raises:
+    BadClipError: missing, or no audio.
+  """
+  name = os.fspath(path)
+  if not os.path.isfile(path):
+    raise BadClipError(name, "no such file")
+  try:
+    return soundfile.info(os.fsencode(path)).duration
+  except soundfile.LibsndfileError as error:
+    raise BadClipError(name, _explain(error, name)) from error
+
+
 def stream_audio(
   path: str | os.PathLike,
   *,

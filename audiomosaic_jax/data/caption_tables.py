@@ -45,7 +45,8 @@ def read(table: str, folder: str) -> tuple[list[Captioned], int]:
 
   Raises:
     FileNotFoundError: there is no table, or none of its clips.
-    ValueError: it has other columns; says which.
+    ValueError: it has other columns, and says which; or names files without
+      a folder.
   """
   path = pathlib.Path(table).expanduser()
   if not path.is_file():
@@ -61,6 +62,11 @@ def read(table: str, folder: str) -> tuple[list[Captioned], int]:
         f"of {FORMS}"
       )
     rows = list(reader)
+  if not folder and form != FORMS[-1]:
+    raise ValueError(
+      f"{path} names clips, not paths, and the folder is ''; set the folder to "
+      "the one that holds them"
+    )
   captions = _READERS[FORMS.index(form)](rows, root, path)
   found = [clip for clip in captions if pathlib.Path(clip.path).is_file()]
   if not found:
@@ -97,7 +103,9 @@ def _audiocaps(
     grouped.setdefault((video, start_s), []).append(row["caption"])
   files = youtube.Files(
     sorted(
-      str(path) for path in root.rglob("*") if path.suffix in AUDIO_SUFFIXES
+      str(path)
+      for path in root.rglob("*")
+      if path.suffix.lower() in AUDIO_SUFFIXES
     )
   )
   count: dict[str, int] = {}

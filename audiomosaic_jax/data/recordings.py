@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 
 from audiomosaic_jax.data import audio_io, sources, tables
 from audiomosaic_jax.data.parallel import parallel_map
@@ -144,8 +143,8 @@ def _blocks(recording: Recording, sample_rate_hz: int) -> Iterable[np.ndarray]:
     name=recording.id,
   )
   try:
-    duration_s = soundfile.info(os.fspath(path)).duration
-  except soundfile.LibsndfileError:
+    duration_s = audio_io.duration_s(path)
+  except audio_io.BadClipError:
     duration_s = 0.0  # The stream will say what is wrong.
   if start_s is not None:
     duration_s = min(duration_s, end_s) - start_s

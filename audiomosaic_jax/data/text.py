@@ -71,7 +71,9 @@ def _read_file(path: str | pathlib.Path) -> list[Record]:
     if content.lstrip().startswith("["):
       rows = json.loads(content)
     else:
-      rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+      # Not splitlines: it cuts at U+2028 too, which JSON may hold as it is.
+      lines = content.split("\n")
+      rows = [json.loads(line) for line in lines if line.strip()]
   except json.JSONDecodeError as error:
     raise ValueError(f"{path} is not JSON: {error}") from error
   records = []

@@ -67,13 +67,14 @@ class Window(NamedTuple):
   Attributes:
     column: its first column, counted from the offset.
     offset: samples that the grid of columns is shifted by.
-    samples: [n] what its frames see; fewer at the end of the recording.
+    samples: [n] what its frames see; fewer at the end of the recording. None
+      once they are no longer needed.
     num_frames: frames that lie inside.
   """
 
   column: int
   offset: int
-  samples: np.ndarray
+  samples: np.ndarray | None
   num_frames: int
 
 

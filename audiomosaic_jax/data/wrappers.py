@@ -73,6 +73,12 @@ class ConcatSource(Source):
     return {**element, "id": np.int32(index)}
 
 
+def draw(total: int, count: int, seed: int) -> list[int]:
+  """Returns so many indices of a source, rising, drawn with a seed."""
+  drawn = np.random.default_rng(seed).choice(total, count, replace=False)
+  return sorted(drawn.tolist())
+
+
 class SubsetSource(Source):
   """Some clips of a source, in the given order."""
 

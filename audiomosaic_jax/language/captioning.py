@@ -5,12 +5,14 @@ import pathlib
 from typing import Any
 
 import jax
+import ml_collections
 import tqdm
 
 from audiomosaic_jax import files, tables
-from audiomosaic_jax.data import audio_io, caption_tables
+from audiomosaic_jax.data import audio_io, caption_tables, wrappers
 from audiomosaic_jax.language import base, captions, chat, published
 
+ConfigDict = ml_collections.ConfigDict
 COLUMNS = ("cider", "bleu_1", "bleu_4", "rouge_l")
 NOTE = """\
 Published figures are SPICE, which needs Java and a parser (`captions.spice`);
@@ -32,10 +34,10 @@ def evaluate(
   """
   settings = talker.config.evaluation
   chosen = settings.captions[name]
-  table = base.within(workdir, chosen.table)
-  clips, missing = caption_tables.read(table, chosen.folder)
-  if settings.max_clips:
-    clips = clips[: settings.max_clips]
+  clips, missing = load_clips(talker.config, name, workdir)
+  if 0 < settings.max_clips < len(clips):
+    drawn = wrappers.draw(len(clips), settings.max_clips, talker.config.seed)
+    clips = [clips[index] for index in drawn]
   sampling = talker.sampling_of(max_new_tokens=settings.max_new_tokens)
   written, bad = [], 0
   quiet = jax.process_index() != 0
@@ -69,6 +71,20 @@ def evaluate(
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, "\n".join(lines) + "\n")
   return {**found, "clips": len(written), "missing": missing, "bad": bad}
+
+
+def load_clips(
+  config: ConfigDict, name: str, workdir: pathlib.Path
+) -> tuple[list[caption_tables.Captioned], int]:
+  """Returns the clips of a set that are there, and how many are not.
+
+  Raises:
+    FileNotFoundError: as `caption_tables.read`.
+    ValueError: as `caption_tables.read`.
+  """
+  chosen = config.evaluation.captions[name]
+  table = base.within(workdir, chosen.table)
+  return caption_tables.read(table, chosen.folder)
 
 
 def make_table(results: dict[str, dict[str, Any]]) -> tables.Table:

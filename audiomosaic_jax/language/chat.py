@@ -22,6 +22,7 @@ import numpy as np
 
 from audiomosaic_jax import experiment, sharding
 from audiomosaic_jax.data import audio_io, text
+from audiomosaic_jax.encoder import check_samples
 from audiomosaic_jax.language import base, build, generate, partition, stages
 from audiomosaic_jax.models.audio_lm import AudioLM
 
@@ -31,6 +32,8 @@ Params = dict[str, Any]
 
 # Prompts are padded to a multiple, so that few programs are compiled.
 LENGTH_STEP = 16
+# Decoded after the window: its last samples, resampled, take part of it.
+RESAMPLED_S = 0.5
 
 
 class Prompts(NamedTuple):
@@ -72,7 +75,8 @@ class Chat:
     self.config, self.tokenizer = config, held.tokenizer
     self.model: AudioLM = build.build_model(config, held.llama)
     self._everywhere = sharding.replicated(mesh)
-    own = jax.device_put(own, self._everywhere)
+    # From the host, as other processes cannot take from a device of this one.
+    own = jax.device_put(jax.device_get(own), self._everywhere)
     llama = partition.join(own["llama"], held.params)
     self.params = {**own, "llama": llama}
     # Of few clips: one device is enough.
@@ -101,16 +105,20 @@ class Chat:
     sampling: generate.Sampling,
     seed: int = 0,
   ) -> list[str]:
-    """Answers a batch of questions, each as if it were alone.
+    """Answers a batch of questions.
+
+    At a temperature of 0 each is answered as if it were alone; otherwise what
+    is drawn depends on its place in the batch.
 
     Args:
-      clips: files, samples at the rate of the model, or None for none.
+      clips: as of `read`.
       questions: one for each.
       sampling: see `sampling_of`.
       seed: of the draws, if there are any.
 
     Raises:
-      audio_io.BadClipError: a file without usable sound.
+      audio_io.BadClipError: as `read`.
+      ValueError: as `read`.
     """
     prompts = self.prompts(clips, questions)
     tokens = generate.generate(
@@ -167,18 +175,30 @@ class Chat:
 
   def spectrogram(self, waveforms: np.ndarray) -> jax.Array:
     """Returns what the encoder takes [B, T, F] of int16 [B, S]."""
-    return jax.device_put(self._spectrogram(waveforms), self._everywhere)
+    fbank = jax.device_get(self._spectrogram(waveforms))
+    return jax.device_put(fbank, self._everywhere)
 
   def read(self, audio: Audio) -> np.ndarray:
-    """Returns int16 [S]: the window that is heard of a recording."""
+    """Returns int16 [S]: the window that is heard of a recording.
+
+    Args:
+      audio: a file, of which no more is decoded; or samples [n] at the rate of
+        the model, floating point in [-1, 1] or int16; None is silence.
+
+    Raises:
+      audio_io.BadClipError: a file without usable sound in that window.
+      ValueError: samples of more than one channel, another type, NaN or none.
+    """
     pipeline = self.config.data.pipeline
     if audio is None:
       return np.zeros(pipeline.clip_samples, np.int16)
+    rate_hz = self.config.fbank.sample_rate_hz
     if isinstance(audio, str | os.PathLike):
-      rate_hz = self.config.fbank.sample_rate_hz
       audio = audio_io.load_audio(
-        audio, sample_rate_hz=rate_hz, start_s=None, end_s=None
+        audio, sample_rate_hz=rate_hz, end_s=self.window_s + RESAMPLED_S
       )
+    else:
+      audio = check_samples(audio, rate_hz)
     clip = audio_io.fit_length(
       audio, pipeline.clip_samples, mode=pipeline.pad, offset=0
     )

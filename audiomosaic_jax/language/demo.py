@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import ml_collections
 
-from audiomosaic_jax import files
+from audiomosaic_jax import cluster, files
 from audiomosaic_jax.data import questions, text
 from audiomosaic_jax.language import base, llama_weights
 from audiomosaic_jax.models import llama_config
@@ -23,15 +23,24 @@ SHARD_BYTES = 2**30
 
 
 def write(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Writes what the config asks for and is not there yet."""
+  """Writes what the config asks for and is not there yet.
+
+  Process 0 does; the others return when it has.
+  """
   if config.data.demo:
-    folder = pathlib.Path(base.within(workdir, config.data.folder))
-    if not folder.exists():
-      write_questions(folder, config.seed)
-    if config.base.random:
-      place = pathlib.Path(base.within(workdir, config.base.folder))
-      if not place.exists():
-        write_base(place, folder, config)
+    if jax.process_index() == 0:
+      _write_missing(config, workdir)
+    cluster.wait_for_all("what the demo starts from is there")
+
+
+def _write_missing(config: ConfigDict, workdir: pathlib.Path) -> None:
+  folder = pathlib.Path(base.within(workdir, config.data.folder))
+  if not folder.exists():
+    write_questions(folder, config.seed)
+  if config.base.random:
+    place = pathlib.Path(base.within(workdir, config.base.folder))
+    if not place.exists():
+      write_base(place, folder, config)
 
 
 def write_questions(folder: pathlib.Path, seed: int) -> None:
@@ -74,8 +83,15 @@ def write_base(
     jax.random.key(config.seed), one, one == 0, train=False, method="from_ids"
   )["params"]
   params = jax.tree.map_with_path(_enlarge, params)
-  llama_weights.write_folder(params, settings, place, shard_bytes=SHARD_BYTES)
-  text.train_tokenizer(texts, settings["vocab_size"], place / "tokenizer.json")
+  # A folder of that name is taken for a whole base.
+  temporary = files.temporary_path(place)
+  llama_weights.write_folder(
+    params, settings, temporary, shard_bytes=SHARD_BYTES
+  )
+  text.train_tokenizer(
+    texts, settings["vocab_size"], temporary / text.TOKENIZER_FILES[0]
+  )
+  temporary.rename(place)
 
 
 def _enlarge(path: tuple, leaf: jax.Array) -> jax.Array:

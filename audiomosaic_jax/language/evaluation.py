@@ -67,25 +67,26 @@ def run(
   model = build.build_model(config, held.llama)
   talker = chat.Chat(config, held, build.load_own(model, config, folder), mesh)
   results = {
-    "about": {"stage": folder.name, "scorer": settings.scorer, **record}
+    "about": {"stage": folder.name, "scorer": settings.scorer, **record},
+    "sets": {},
+    "captions": {},
   }
-  results["sets"] = {
-    name: evaluate_set(talker, name, load_clips(config, name, workdir), workdir)
-    for name in sets
-  }
-  results["captions"] = {
-    name: captioning.evaluate(talker, name, workdir) for name in captioned
-  }
+  # Sets take hours; what is known when the next one fails is written.
+  for name in sets:
+    clips = load_clips(config, name, workdir)
+    results["sets"][name] = evaluate_set(talker, name, clips, workdir)
+    shown = _write(results, workdir)
+  for name in captioned:
+    results["captions"][name] = captioning.evaluate(talker, name, workdir)
+    shown = _write(results, workdir)
   if jax.process_index() == 0:
-    _write(results, workdir)
+    print(f"{shown}\nwritten: {workdir / TABLE}", flush=True)
   return results
 
 
-def _write(results: dict[str, Any], workdir: pathlib.Path) -> None:
-  """Writes and prints what was found."""
-  text_of_all = json.dumps(results, indent=2)
-  files.write_text(workdir / RESULTS, text_of_all + "\n")
-  page = []
+def _write(results: dict[str, Any], workdir: pathlib.Path) -> str:
+  """Writes what was found so far; returns its tables for the terminal."""
+  page, shown = [], []
   for part, make, published_sets, note in (
     ("sets", make_table, published.CLOSED_ENDED, published.NOT_COMPARABLE),
     ("captions", captioning.make_table, published.CAPTIONS, captioning.NOTE),
@@ -93,19 +94,22 @@ def _write(results: dict[str, Any], workdir: pathlib.Path) -> None:
     if results[part]:
       table = make(results[part])
       page.append(tables.markdown(table))
-      print(tables.table_text(table), flush=True)
+      shown.append(tables.table_text(table))
       if set(published_sets) & set(results[part]):
         page.append(note.format(**results["about"]))
-  files.write_text(workdir / TABLE, "\n\n".join(page) + "\n")
-  print(f"written: {workdir / TABLE}", flush=True)
+  if jax.process_index() == 0:
+    files.write_text(workdir / RESULTS, json.dumps(results, indent=2) + "\n")
+    files.write_text(workdir / TABLE, "\n\n".join(page) + "\n")
+  return "\n".join(shown)
 
 
 def check(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Finds out before training what would be missed after it.
 
   Raises:
-    FileNotFoundError: the folder or the table of a set is not there.
-    ValueError: an unknown scorer.
+    FileNotFoundError: the folder or the table of a set is not there, or none
+      of the clips of a table.
+    ValueError: an unknown scorer, or a table that cannot be used.
   """
   settings = config.evaluation
   if settings.scorer not in SCORERS:
@@ -123,6 +127,9 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> None:
         f"{path} of set {name} does not exist; give the place where it is, or "
         "leave the set out of evaluation.sets.order or .captions.order"
       )
+  for name in captioned.order:
+    if captioned[name].table:
+      captioning.load_clips(config, name, workdir)
 
 
 def load_clips(config: ConfigDict, name: str, workdir: pathlib.Path) -> Source:
@@ -134,9 +141,8 @@ def load_clips(config: ConfigDict, name: str, workdir: pathlib.Path) -> Source:
     **chosen.source.to_dict(),
   )
   if 0 < settings.max_clips < len(source):
-    rng = np.random.default_rng(config.seed)
-    drawn = rng.choice(len(source), settings.max_clips, replace=False)
-    source = wrappers.SubsetSource(source, sorted(drawn.tolist()))
+    drawn = wrappers.draw(len(source), settings.max_clips, config.seed)
+    source = wrappers.SubsetSource(source, drawn)
   report = workdir / f"bad_clips_{name}.jsonl"
   return datasets.guard(source, **config.data.guard, report_path=report)
 

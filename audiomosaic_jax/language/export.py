@@ -37,7 +37,6 @@ from audiomosaic_jax.models import lora
 
 LLAMA, ADAPTER = "llama", "adapter"
 AUDIO, AUDIO_CONFIG = "audio.safetensors", "audio_config.json"
-TOKENIZER_FILES = (*text.TOKENIZER_FILES, *text.CONFIG_FILES)
 TOLERANCE = 2e-4
 QUESTION = "What is happening?"
 
@@ -46,7 +45,8 @@ def export(
   talker: chat.Chat,
   output: str | os.PathLike,
   *,
-  tokenizer_folder: str | os.PathLike,
+  base_folder: str | os.PathLike,
+  tokenizer: str | os.PathLike = "",
   shard_bytes: int,
 ) -> float:
   """Writes the parts of a model.
@@ -54,7 +54,8 @@ def export(
   Args:
     talker: the model.
     output: folder that does not exist.
-    tokenizer_folder: of the base; its files are copied.
+    base_folder: of the base; its config.json is that of what is written.
+    tokenizer: a folder or file, which is copied; "" is that of the base.
     shard_bytes: of a file of weights, at most.
 
   Returns:
@@ -62,24 +63,24 @@ def export(
 
   Raises:
     FileExistsError: the folder is there.
+    FileNotFoundError: there is no tokenizer.
     ValueError: in float32, the difference is above TOLERANCE.
   """
   output = pathlib.Path(output).expanduser()
   if output.exists():
     raise FileExistsError(f"{output} is there; remove it or give another")
+  tokens = tokenizer_files(tokenizer or base_folder)
   temporary = files.temporary_path(output)
   temporary.mkdir(parents=True)
   llama, params = talker.model.llama, talker.params["llama"]
-  settings = llama_weights.read_settings(tokenizer_folder)
+  settings = llama_weights.read_settings(base_folder)
   adapters, _ = lora.split(params)
   merged = lora.merge(params, alpha=llama.lora_alpha) if adapters else params
   llama_weights.write_folder(
     merged, settings, temporary / LLAMA, shard_bytes=shard_bytes
   )
-  for name in TOKENIZER_FILES:
-    source = pathlib.Path(tokenizer_folder).expanduser() / name
-    if source.exists():
-      shutil.copyfile(source, temporary / LLAMA / name)
+  for name, path in tokens.items():
+    shutil.copyfile(path, temporary / LLAMA / name)
   if adapters:
     peft_adapters.write_adapter(adapters, llama, LLAMA, temporary / ADAPTER)
   audio = {name: talker.params[name] for name in ("encoder", "projector")}
@@ -95,6 +96,32 @@ def export(
     )
   temporary.rename(output)
   return difference
+
+
+def tokenizer_files(place: str | os.PathLike) -> dict[str, pathlib.Path]:
+  """Returns the files of a tokenizer, by the names they have in a folder.
+
+  Args:
+    place: a folder or a file, as of `text.open_tokenizer`.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  place = pathlib.Path(place).expanduser()
+  if place.is_file():
+    json_name, model_name = text.TOKENIZER_FILES
+    found = {json_name if place.suffix == ".json" else model_name: place}
+    folder = place.parent
+  else:
+    found = {name: place / name for name in text.TOKENIZER_FILES}
+    folder = place
+  if not any(path.exists() for path in found.values()):
+    raise FileNotFoundError(
+      f"{place} has none of {text.TOKENIZER_FILES}; give base.tokenizer the "
+      "folder of the tokenizer, or its file"
+    )
+  found |= {name: folder / name for name in text.CONFIG_FILES}
+  return {name: path for name, path in found.items() if path.exists()}
 
 
 def describe(talker: chat.Chat) -> dict[str, Any]:
@@ -185,7 +212,8 @@ def main(argv: list[str], arguments: dict[str, flags.FlagHolder]) -> None:
     difference = export(
       talker,
       given["output"],
-      tokenizer_folder=places["folder"],
+      base_folder=places["folder"],
+      tokenizer=places["tokenizer"],
       shard_bytes=int(given["shard_gib"] * 2**30),
     )
   except (OSError, ValueError) as error:

@@ -8,9 +8,10 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import ml_collections
 
-from audiomosaic_jax import files
+from audiomosaic_jax import cluster, files
 
 ConfigDict = ml_collections.ConfigDict
 RECORD = "finished.json"
@@ -34,8 +35,10 @@ def read_record(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def write_record(folder: pathlib.Path, record: dict[str, Any]) -> None:
-  """Marks a stage as finished."""
-  files.write_text(folder / RECORD, json.dumps(record) + "\n")
+  """Marks a stage as finished; returns when every process can read it."""
+  if jax.process_index() == 0:
+    files.write_text(folder / RECORD, json.dumps(record) + "\n")
+  cluster.wait_for_all(f"{folder.name} is finished")
 
 
 def find(
