@@ -124,6 +124,11 @@ def train_iterator(
     raise ValueError(
       f"process_index {process_index} is not in 0 to {process_count - 1}"
     )
+  if num_threads < 1 or prefetch_size < 1:
+    raise ValueError(
+      f"num_threads={num_threads} and prefetch_size={prefetch_size} must be "
+      "at least 1, or nobody would read"
+    )
   clips = grain.MapDataset.source(source).seed(seed)
   if weights is None:
     stream = clips.shuffle().repeat()
@@ -219,11 +224,6 @@ class TrainIterator(grain.DatasetIterator):
     num_workers: int,
   ):
     super().__init__()
-    if num_threads < 1 or prefetch_size < 1:
-      raise ValueError(
-        f"num_threads={num_threads} and prefetch_size={prefetch_size} must be "
-        "at least 1, or nobody would read"
-      )
     piece = max(n for n in range(1, PIECE_CLIPS + 1) if batch_size % n == 0)
     self._pieces = rows.batch(piece, drop_remainder=True, batch_fn=list)
     self._pieces_per_batch = batch_size // piece
@@ -277,6 +277,7 @@ class TrainIterator(grain.DatasetIterator):
     """Stops threads and workers; there is no next batch afterwards."""
     super().close()
     self._stop_reader()
+    self._pool.shutdown()
 
   def _stop_reader(self) -> None:
     if self._reader is not None:
