@@ -13,7 +13,7 @@ help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
 	  awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: $(BIN)/.installed  ## Pretrain on the packaged audio (CPU, under 10 minutes).
+demo: $(BIN)/.installed  ## Pretrain on the packaged audio (CPU, 6 to 9 minutes on two idle cores).
 	$(BIN)/python -m audiomosaic_jax.main --config=configs/pretrain.py:demo \
 	  --workdir=$(WORKDIR)
 

@@ -184,6 +184,26 @@ class Checkpointer:
     self._manager.close()
 
 
+def check_fits(directory: epath.PathLike, abstract_state: PyTree) -> None:
+  """Finds out whether the newest checkpoint could be restored; reads no arrays.
+
+  Args:
+    directory: a run's workdir, or its `checkpoints` folder.
+    abstract_state: the state's structure.
+
+  Raises:
+    ValueError: the state has another structure or shape than the checkpoint.
+  """
+  try:
+    path = checkpoint_folders.step_folder(directory)
+  except FileNotFoundError:
+    return  # Nothing is restored then.
+  target = jax.tree.map(_abstract_leaf, abstract_state)
+  checkpoint_content.check_tree(
+    _saved_leaves(path), target, path=path, allow_unused=False
+  )
+
+
 def load_params(directory: epath.PathLike, abstract: PyTree) -> PyTree:
   """Reads the wanted part of a saved train state, for downstream use.
 

@@ -51,7 +51,7 @@ def check(
   if begun.exists() and noted.get(name, found) != found:
     changed = [
       f"{split} had {noted[name].get(split, {}).get('clips', 0)} clips, has "
-      f"{found.get(split, {}).get('clips', 0)}"
+      f"{found.get(split, {}).get('clips', 0)}, not the same"
       for split in noted[name] | found
       if noted[name].get(split) != found.get(split)
     ]

@@ -127,15 +127,11 @@ def save_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
   Raises:
     ValueError: the one there is of another kind of job.
   """
+  check_mode(config, workdir)
   path = workdir / CONFIG_FILE
   text = json.dumps(config.to_dict(), indent=2)
   new = _flat(json.loads(text))
   old = _flat(json.loads(path.read_text())) if path.exists() else new
-  if old["mode"] != new["mode"]:
-    raise ValueError(
-      f"{workdir} holds a job of mode {old['mode']!r}, and this is one of mode "
-      f"{new['mode']!r}; give another --workdir"
-    )
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_text(path, text + "\n")
@@ -144,6 +140,17 @@ def save_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     for name in sorted(old.keys() | new.keys())
     if old.get(name) != new.get(name)
   ]
+
+
+def check_mode(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Raises ValueError if the workdir is of another kind of job."""
+  path = workdir / CONFIG_FILE
+  mode = json.loads(path.read_text())["mode"] if path.exists() else config.mode
+  if mode != config.mode:
+    raise ValueError(
+      f"{workdir} holds a job of mode {mode!r}, and this is one of mode "
+      f"{config.mode!r}; give another --workdir"
+    )
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:

@@ -104,7 +104,7 @@ def train(job: classifier_setup.Job) -> tuple[dict, int] | None:
         checkpoints.save(step, state, progress)
       if stop and not last:
         checkpoints.wait()
-        writer.log(f"stopped by SIGTERM at step {step}; run again to go on")
+        writer.log(f"stopped at step {step}; saved, run again to go on")
         return None
     checkpoints.wait()
     if config.evaluation.selection == "last":

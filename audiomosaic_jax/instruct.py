@@ -283,7 +283,7 @@ def train(job: Job) -> bool:
         checkpoints.save(step, state, {"base": job.fingerprint})
       if stop and not last:
         checkpoints.wait()
-        writer.log(f"stopped by SIGTERM at step {step}; run again to go on")
+        writer.log(f"stopped at step {step}; run again to go on")
         return False
     checkpoints.wait()
   return True

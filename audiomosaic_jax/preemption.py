@@ -1,6 +1,7 @@
-"""Being stopped: a notice of SIGTERM that every process sees at one step."""
+"""Being stopped: a notice that every process sees at one step."""
 
 import signal
+import sys
 from types import FrameType
 
 import jax
@@ -16,30 +17,42 @@ class PreemptionWatcher:
       if preemption.reached(step):
         checkpointer.save(step, ...); break
 
-  Alone, a process listens for SIGTERM itself (and restores the previous
-  handler afterwards). Under `jax.distributed`, JAX listens, and spreads the
-  notice so that all processes stop at the same step.
+  Alone, a process listens for SIGTERM and for Ctrl-C itself (and restores the
+  previous handlers afterwards); a second Ctrl-C interrupts it as usual. Under
+  `jax.distributed`, JAX listens for SIGTERM, and spreads the notice so that all
+  processes stop at the same step.
   """
 
   def __init__(self):
     self._terminated = False
-    self._previous_handler = None
-    self._listens = False
+    self._previous_handlers = {}
 
   def __enter__(self) -> "PreemptionWatcher":
     if not jax.distributed.is_initialized():
-      self._previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
-      self._listens = True
+      self._previous_handlers = {
+        number: signal.signal(number, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT)
+      }
     return self
 
   def __exit__(self, *error: object) -> None:
-    if self._listens:
-      # None stands for a handler that was not installed from Python.
-      signal.signal(signal.SIGTERM, self._previous_handler or signal.SIG_DFL)
-      self._listens = False
+    for number in list(self._previous_handlers):
+      self._restore(number)
 
-  def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+  def _restore(self, number: int) -> None:
+    # None stands for a handler that was not installed from Python.
+    previous = self._previous_handlers.pop(number)
+    signal.signal(number, previous or signal.SIG_DFL)
+
+  def _on_signal(self, number: int, frame: FrameType | None) -> None:
     self._terminated = True
+    if number == signal.SIGINT:
+      self._restore(number)
+      print(
+        "\nstopping after this step; Ctrl-C again stops at once, unsaved",
+        file=sys.stderr,
+        flush=True,
+      )
 
   def reached(self, step: int) -> bool:
     """Returns True at the step where every process should save and stop.
@@ -48,6 +61,6 @@ class PreemptionWatcher:
       step: number of finished updates. Under `jax.distributed`, call this on
         every process at every step: it is how they agree.
     """
-    if self._listens:
+    if not jax.distributed.is_initialized():
       return self._terminated
     return multihost_utils.reached_preemption_sync_point(step)

@@ -84,6 +84,7 @@ def build_job(
   tx = optimizer.make_optimizer(params, schedule=schedule, **config.optimizer)
 
   init, step = contrastive.jit_init_and_step(model, tx, config, mesh)
+  checkpoint.check_fits(workdir, jax.eval_shape(init, jax.random.key(seed)))
   clock = throughput.StepClock(
     pairs_per_step=config.batch_size,
     flops_per_pair=experiment.flops_per_pair(config),
@@ -124,6 +125,7 @@ def train(
   seed: int,
   workdir: pathlib.Path,
   task: encoder_probe.Task | None,
+  begin: Callable[[], None] = lambda: None,
 ) -> bool:
   """Trains one encoder, continuing from the last checkpoint in `workdir`.
 
@@ -132,6 +134,7 @@ def train(
     seed: of initialisation, data order, augmentation and masks.
     workdir: receives checkpoints/, metrics.jsonl, tensorboard/.
     task: labelled clips to probe the encoder with, or None.
+    begin: called when nothing is known to keep it from training.
 
   Returns:
     True when all steps are done, False when a SIGTERM stopped it (the state
@@ -141,6 +144,7 @@ def train(
     NonFiniteLossError: after `config.max_rollbacks` rollbacks.
   """
   job = build_job(config, seed, workdir, task)
+  begin()
   with (
     checkpoint.Checkpointer(
       workdir / "checkpoints",
@@ -185,8 +189,10 @@ def run_steps(job, checkpoints, watcher, writer, rollbacks: int) -> bool:
     state, meta = checkpoints.restore(step, state)
     # This process counts from 0 again; what went bad before must not recur.
     rollbacks += meta["rollbacks"]
+    _log_resumed(job, writer, step, meta)
   elif not rollbacks:
     writer.log_parameter_overview(state.params)
+    _log_beginning(job, writer)
   key = jax.random.fold_in(jax.random.key(job.seed), rollbacks)
   split = sharding.batch_sharded(job.mesh)
   pending = None
@@ -208,18 +214,42 @@ def run_steps(job, checkpoints, watcher, writer, rollbacks: int) -> bool:
       if last or stop or step % config.checkpoint.save_every == 0:
         # A checkpoint that was never seen to be finite is no way back.
         check_finite(step, scalars)
-        checkpoints.save(step, state, {"rollbacks": rollbacks})
+        meta = {"rollbacks": rollbacks, "clips": len(job.source)}
+        checkpoints.save(step, state, meta)
       if job.probe and (last or step % config.probe.eval_every == 0):
         writer.write_scalars(step, job.probe(state.variables))
         job.clock.restart()
       if stop and not last:
         checkpoints.wait()
-        writer.log(
-          f"stopped by SIGTERM at step {step}; saved, run again to go on"
-        )
+        writer.log(f"stopped at step {step}; saved, run again to go on")
         return False
   checkpoints.wait()
+  if job.source.num_bad:
+    where = job.source.report_path
+    writer.log(f"{job.source.num_bad} clips could not be used, see {where}")
   return True
+
+
+def _log_beginning(job: Job, writer) -> None:
+  """Says how much there is to do, and of what."""
+  clips, batch_size = len(job.source), job.config.batch_size
+  writer.log(f"{clips:,} clips, {job.total_steps:,} steps of {batch_size:,}")
+  if batch_size > clips:
+    writer.log(
+      f"warning: a batch has {batch_size:,} clips and there are {clips:,}, so "
+      "clips are their own negatives; lower batch_size"
+    )
+
+
+def _log_resumed(job: Job, writer, step: int, meta: dict[str, Any]) -> None:
+  """Says where it goes on, and if there are other clips."""
+  writer.log(f"going on from step {step:,} of {job.total_steps:,}")
+  clips = meta.get("clips", len(job.source))
+  if clips != len(job.source):
+    writer.log(
+      f"there were {clips:,} clips and are {len(job.source):,}: from here on "
+      "they come in another order"
+    )
 
 
 def make_batches(job: Job, rollbacks: int, step: int):
@@ -261,14 +291,21 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   Returns:
     False if a SIGTERM stopped it before the end; run again to go on.
   """
-  for difference in experiment.save_config(config, workdir):
-    print(f"resuming with another config: {difference}", flush=True)
   task = None
   if config.probe.task:
     task = encoder_probe.load_task(config.probe.task, config)
-  for seed, folder in experiment.seed_folders(config, workdir).items():
-    print(f"pretraining with seed {seed} in {folder}", flush=True)
-    if not train(config, seed, folder, task):
+  experiment.check_mode(config, workdir)
+
+  def begin():
+    # Not before: what is there stays described as it is if this cannot go on.
+    for difference in experiment.save_config(config, workdir):
+      print(f"resuming with another config: {difference}", flush=True)
+
+  folders = experiment.seed_folders(config, workdir)
+  for number, (seed, folder) in enumerate(folders.items(), 1):
+    which = f" ({number} of {len(folders)})" if len(folders) > 1 else ""
+    print(f"pretraining with seed {seed}{which} in {folder}", flush=True)
+    if not train(config, seed, folder, task, begin):
       return False
   results = encoder_probe.compare(config, workdir, task) if task else None
   if config.report:

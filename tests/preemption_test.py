@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from audiomosaic_jax.preemption import PreemptionWatcher
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -20,6 +22,18 @@ def test_sigterm_is_noticed_and_the_old_handler_comes_back():
   assert signal.getsignal(signal.SIGTERM) is before
   with PreemptionWatcher() as preemption:
     assert not preemption.reached(3)
+
+
+def test_a_second_ctrl_c_interrupts(capsys):
+  before = signal.getsignal(signal.SIGINT)
+  with PreemptionWatcher() as preemption:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert preemption.reached(1)
+    assert "Ctrl-C again" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+      preemption.reached(2)
+  assert signal.getsignal(signal.SIGINT) is before
 
 
 PREEMPTED = """

@@ -150,6 +150,18 @@ def test_a_resumed_run_says_which_settings_changed(tmp_path):
   assert experiment.load_config(tmp_path).schedule.base_lr == 1e-2
 
 
+def test_a_run_stays_described_as_it_is_if_it_cannot_go_on(tmp_path, capsys):
+  config = tiny_config(report=False)
+  assert pretrain.run(config, tmp_path)
+  assert f"{STEPS} steps of" in capsys.readouterr().out
+  other = tiny_config(report=False, **{"model.encoder.width": 64})
+  with pytest.raises(ValueError, match="has shape"):
+    pretrain.run(other, tmp_path)
+  assert experiment.load_config(tmp_path).model.encoder.width == 32
+  assert pretrain.run(config, tmp_path)
+  assert f"going on from step {STEPS} of {STEPS}" in capsys.readouterr().out
+
+
 def test_another_kind_of_job_does_not_take_over_a_run(tmp_path):
   config = tiny_config()
   experiment.save_config(config, tmp_path)

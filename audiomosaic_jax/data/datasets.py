@@ -34,7 +34,9 @@ DEMO_SPLITS = (
 NOT_PREPARED = """\
 no prepared data set in data_dir={data_dir}: {problem}.
 Either prepare AudioSet, or any audio you have, once:
-  python -m audiomosaic_jax.data.prepare --input=AUDIO_DIR --output={data_dir}
+  python -m audiomosaic_jax.data.prepare --input=AUDIO_DIR --output=PACKED_DIR
+or, if that is a folder of audio files, read them as they are with the switch
+folder: --config=configs/pretrain.py:folder
 or train on the audio that comes with the package:
   python -m audiomosaic_jax.main --config=configs/pretrain.py:demo \
 --workdir=runs/demo"""

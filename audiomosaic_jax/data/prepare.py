@@ -114,12 +114,18 @@ def run(runner_options: list[str]) -> dict:
   else:
     prepare_shards.write_here(job, FLAGS.num_workers)
   statistics = prepare_output.finish(job, inputs.missing)
-  tell(folder, statistics)
+  tell(folder, statistics, settings.num_frames)
   return statistics
 
 
-def tell(folder: epath.Path, statistics: dict) -> None:
-  """Prints what was written, and what to set for it."""
+def tell(folder: epath.Path, statistics: dict, num_frames: int) -> None:
+  """Prints what was written, and what to set for it.
+
+  Args:
+    folder: of the data set.
+    statistics: split -> what `prepare_output.finish` says of it.
+    num_frames: of the windows that mean and standard deviation are of.
+  """
   for split, summary in statistics.items():
     fbank, spread = summary["fbank"], summary["seconds"]
     print(
@@ -128,6 +134,7 @@ def tell(folder: epath.Path, statistics: dict) -> None:
       f"missing, {summary['unreadable']} unreadable, {summary['silent']} silent"
     )
     if fbank:
+      print(f"  {num_frames} frames a clip, zeros after short ones:")
       print(
         f"  --config.spectrogram.mean={fbank['padded_mean']:.4f} "
         f"--config.spectrogram.std={fbank['padded_std']:.4f}"
