@@ -163,10 +163,7 @@ class Checkpointer:
         f"it has {self.all_steps()}"
       )
     path = self._directory / str(step)
-    target = jax.tree.map(_abstract_leaf, abstract_state)
-    checkpoint_content.check_tree(
-      _saved_leaves(path), target, path=path, allow_unused=False
-    )
+    target = _checked_target(path, abstract_state)
     meta, fingerprints = _read_meta(path)
     with _readable(path):
       state = self._manager.restore(
@@ -198,10 +195,16 @@ def check_fits(directory: epath.PathLike, abstract_state: PyTree) -> None:
     path = checkpoint_folders.step_folder(directory)
   except FileNotFoundError:
     return  # Nothing is restored then.
+  _checked_target(path, abstract_state)
+
+
+def _checked_target(path: epath.Path, abstract_state: PyTree) -> PyTree:
+  """Returns what to restore a step into; ValueError if it does not fit."""
   target = jax.tree.map(_abstract_leaf, abstract_state)
   checkpoint_content.check_tree(
     _saved_leaves(path), target, path=path, allow_unused=False
   )
+  return target
 
 
 def load_params(directory: epath.PathLike, abstract: PyTree) -> PyTree:

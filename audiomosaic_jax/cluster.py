@@ -1,8 +1,10 @@
 """Joining the other processes of a run on any cluster, and leaving them."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 import jax
@@ -74,6 +76,20 @@ def wait_for_all(what: str) -> None:
   """
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def ends_alone() -> Iterator[None]:
+  """Ends this process at once, see `end`, if an exception leaves the block.
+
+  A process on its own passes the exception on.
+  """
+  try:
+    yield
+  except Exception:
+    if jax.distributed.is_initialized():
+      end(traceback.format_exc())
+    raise
 
 
 def end(message: str) -> NoReturn:

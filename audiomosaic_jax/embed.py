@@ -28,7 +28,6 @@ import functools
 import json
 import pathlib
 import time
-import traceback
 
 import jax
 from absl import app, flags, logging
@@ -92,14 +91,11 @@ def main(argv: list[str]) -> None:
   if KEEP_FREED_MEMORY.value:
     heap.keep_freed_memory()
   cluster.initialize_distributed()
-  try:
-    bad, total = run(argv[1:])
-  except (FileNotFoundError, ValueError, ImportError) as error:
-    cluster.end(f"error: {error}")
-  except Exception:
-    if jax.distributed.is_initialized():
-      cluster.end(traceback.format_exc())
-    raise
+  with cluster.ends_alone():
+    try:
+      bad, total = run(argv[1:])
+    except (FileNotFoundError, ValueError, ImportError) as error:
+      cluster.end(f"error: {error}")
   if bad > MAX_BAD_FRACTION.value * total:
     raise SystemExit(
       f"error: {bad} of {total} recordings have no usable sound, more than "

@@ -227,12 +227,7 @@ def run_one(
     write(logits, step=0, saved="nothing")
     return True
   job = classifier_setup.build_job(
-    own,
-    source,
-    splits,
-    place.seed,
-    folder,
-    cache,
+    own, source, splits, place.seed, folder, cache
   )
   chosen = train(job)
   if chosen is None:

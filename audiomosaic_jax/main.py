@@ -57,19 +57,16 @@ def main(argv: list[str]) -> None:
   use_compilation_cache(config.runtime.compilation_cache, workdir)
   mode = importlib.import_module(MODES[config.mode])
   trace = workdir / "error.txt"
-  try:
-    finished = mode.run(config, workdir)
-  except (FileNotFoundError, ValueError, RuntimeError) as error:
-    # What a person can mend is told in one message, the rest is in a file.
-    workdir.mkdir(parents=True, exist_ok=True)
-    # One process fails, and then the others because of it: all are kept.
-    with trace.open("a" if jax.distributed.is_initialized() else "w") as file:
-      file.write(traceback.format_exc())
-    cluster.end(f"error: {error}\n(traceback: {trace})")
-  except Exception:
-    if jax.distributed.is_initialized():
-      cluster.end(traceback.format_exc())
-    raise
+  with cluster.ends_alone():
+    try:
+      finished = mode.run(config, workdir)
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+      # What a person can mend is told in one message, the rest is in a file.
+      workdir.mkdir(parents=True, exist_ok=True)
+      # One process fails, and then the others because of it: all are kept.
+      with trace.open("a" if jax.distributed.is_initialized() else "w") as file:
+        file.write(traceback.format_exc())
+      cluster.end(f"error: {error}\n(traceback: {trace})")
   if jax.process_index() == 0:
     trace.unlink(missing_ok=True)  # Of a run that has got over it.
   if not finished:

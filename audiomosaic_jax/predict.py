@@ -211,10 +211,19 @@ def _num_windows(source: Source, config: ConfigDict) -> int:
   if max_windows == 1:
     return len(source)
   window = config.data.pipeline.clip_samples
-  lengths = supervised.lengths_s(source) * config.fbank.sample_rate_hz
-  windows = np.maximum(np.ceil(lengths / window), 1)
-  windows = np.nan_to_num(windows, nan=max_windows or 1)
-  return int(np.minimum(windows, max_windows or np.inf).sum())
+  count = 0
+  for length_s in supervised.lengths_s(source):
+    if np.isnan(length_s):
+      count += max_windows or 1
+      continue
+    starts = clip_windows.starts(
+      round(length_s * config.fbank.sample_rate_hz),
+      clip_samples=window,
+      hop_samples=window,
+      max_windows=max_windows,
+    )
+    count += len(starts)
+  return count
 
 
 def _fingerprint(params: Any, source: Source, config: ConfigDict) -> str:

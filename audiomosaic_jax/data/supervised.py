@@ -5,13 +5,12 @@ file, and where there is one the line, that has to be mended.
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import soundfile
 
 from audiomosaic_jax.data import (
+  audio_io,
   datasets,
   layout,
   own_clips,
@@ -305,10 +304,9 @@ def _length_s(source: Source, index: int) -> float:
   if path is None:
     return float("nan")
   try:
-    info = soundfile.info(os.fsencode(path))
-  except soundfile.LibsndfileError:
+    return audio_io.duration_s(path)
+  except audio_io.BadClipError:
     return float("nan")
-  return info.frames / info.samplerate
 
 
 def origin(source: Source, index: int) -> tuple[Source, int]:
