@@ -12,17 +12,12 @@ import tiny_supervised as tiny
 
 from audiomosaic_jax import (
   checkpoint,
-  classification,
   classifier_setup,
-  encoder_source,
   finetune,
   metric_writer,
-  optimizer,
   predict,
   preemption,
-  results,
   sharding,
-  train_state,
 )
 
 COUNTS = {"train": 24, "valid": 8, "test": 16}
@@ -280,50 +275,6 @@ def test_training_stops_when_patience_runs_out(task, tmp_path):
     assert saved.latest_step() == 3 * job.eval_every
 
 
-def test_one_and_eight_devices_take_the_same_step():
-  config = tiny.fine_tuning()
-  encoder_source.complete(config, None)
-  model = classifier_setup.build_model(config, 3)
-  variables = classifier_setup.start_variables(model, config, None, 0)
-  tx = optimizer.make_optimizer(
-    variables["params"],
-    schedule=lambda step: jnp.float32(1e-3),
-    **config.optimizer,
-  )
-  rng = np.random.default_rng(0)
-  batch = {
-    "waveform": rng.integers(-8000, 8000, (8, 3_200), dtype=np.int16),
-    "label": rng.integers(0, 3, 8, dtype=np.int32),
-  }
-  losses = {}
-  for count in (1, 8):
-    mesh = sharding.make_mesh(jax.devices()[:count])
-    everywhere = sharding.replicated(mesh)
-    state = jax.device_put(train_state.create(variables, tx, {}), everywhere)
-    step = jax.jit(classification.make_train_step(model, tx, config, mesh))
-    rows = sharding.put_batch(batch, sharding.batch_sharded(mesh))
-    _, scalars = step(state, rows, jax.random.key(1))
-    losses[count] = jax.device_get(scalars)
-  for name, value in losses[1].items():
-    np.testing.assert_allclose(losses[8][name], value, rtol=2e-5)
-
-
-def test_nothing_of_the_input_is_changed_when_nothing_is_asked_for():
-  config = tiny.probing()
-  encoder_source.complete(config, None)
-  mesh = sharding.make_mesh(jax.devices()[:1])
-  rng = np.random.default_rng(0)
-  waveform = jnp.asarray(rng.normal(size=(2, 3_200)) * 0.1, jnp.float32)
-  targets = jnp.eye(2)
-  fbank, same, keep_ids = classification.make_inputs(
-    jax.random.key(0), waveform, targets, config, mesh
-  )
-  expected = predict.spectrogram_fn(config)(waveform)
-  np.testing.assert_allclose(fbank, expected, atol=2e-5)
-  np.testing.assert_array_equal(same, targets)
-  assert keep_ids is None
-
-
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
@@ -348,30 +299,6 @@ def test_settings_that_do_not_fit_are_refused_before_training(
   config = tiny.fine_tuning(task, **changes)
   with pytest.raises(ValueError, match=message):
     finetune.run(config, tmp_path)
-
-
-def test_rare_classes_are_drawn_as_often_as_common_ones(tmp_path):
-  root = tiny.write_task(tmp_path / "task", {"train": 40, "test": 4})
-  lines = (root / "labels.csv").read_text().splitlines()
-  rare = [line for line in lines if ",high,train" in line][4:]
-  kept = [line for line in lines if line not in rare]
-  (root / "labels.csv").write_text("\n".join(kept) + "\n")
-  config = tiny.fine_tuning(root, **{"evaluation.selection": "last"})
-  config.data.splits.valid = ""
-  encoder_source.complete(config, None)
-  config.data.sampling.balanced = True
-  splits = classifier_setup.load_splits(config, tmp_path, 0)
-  for epoch_clips, expected in ((0, 24), (100, 100), (16, 16)):
-    config.data.sampling.epoch_clips = epoch_clips
-    batches, count = classifier_setup.make_batches(
-      config, splits.train, None, seed=0
-    )
-    labels = np.concatenate([next(batches)["label"] for _ in range(40)])
-    batches.close()
-    assert count == expected
-    # Without replacement an epoch of 16 of 24 clips has all 4 rare ones.
-    share = 0.5 if epoch_clips != 16 else 0.25
-    assert np.mean(labels == 0) == pytest.approx(share, abs=0.07)
 
 
 def test_a_best_state_of_steps_that_were_lost_is_no_trap(task, tmp_path):
@@ -409,35 +336,6 @@ def test_a_best_state_of_steps_that_were_lost_is_no_trap(task, tmp_path):
   variables, step = finetune.train(job)
   assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(variables))
   assert step <= 8
-
-
-def test_features_are_counted_by_windows(tmp_path):
-  root = tiny.write_task(tmp_path / "a", {"train": 4, "test": 4}, seconds=0.65)
-  config = tiny.probing(root, **{"evaluation.selection": "last"})
-  encoder_source.complete(config, None)
-  splits = classifier_setup.load_splits(config, tmp_path, 0)
-  model = classifier_setup.build_model(config, 2)
-  params = classifier_setup.start_variables(model, config, None, 0)["params"]
-  compute = predict.make_window_fn(model, config, "features")
-  for max_windows, windows in ((1, 4), (2, 8), (8, 16), (None, 16)):
-    config.evaluation.max_windows = max_windows
-    rows = compute({"params": params}, splits.train).rows
-    assert len(rows) == windows
-    counted = predict.feature_bytes(model, params, splits.train, config)
-    assert counted == rows.nbytes
-
-
-def test_settings_that_change_no_result_do_not_make_another_run():
-  config = tiny.fine_tuning()
-  place = results.Place("main", None, 0, 0)
-  before = results.fingerprint(config, place)
-  config.data.pipeline.update(num_threads=7, prefetch_size=9, num_workers=3)
-  config.data.guard.cache_bytes = 5
-  config.evaluation.update(confidence=0.9, num_resamples=7)
-  config.name = "other"
-  assert results.fingerprint(config, place) == before
-  config.data.pipeline.pad = "repeat"
-  assert results.fingerprint(config, place) != before
 
 
 def test_a_metric_of_two_classes_is_refused_before_three_are_trained(tmp_path):
